@@ -1,0 +1,2 @@
+//! The `keyhole` binary.
+fn main() {}
