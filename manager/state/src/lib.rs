@@ -1,1 +1,35 @@
-//! keyhole-state.
+//! The cluster's state machine, pure: commands in, events out, the same on every replica.
+//!
+//! No clock, no randomness, no files, no Raft types: times, ids and sealed values arrive inside the command. It holds
+//! values and keys only sealed, so its `Debug`, the log, snapshots and followers never see plaintext. Read
+//! [`State::apply`] first, then [`State::assignment`], which is least privilege in one function.
+
+mod apply;
+mod assignment;
+mod audit;
+mod cluster;
+mod command;
+mod invariants;
+mod node;
+mod rejected;
+mod resolve;
+mod row;
+mod secret;
+mod service;
+mod state;
+mod task;
+
+pub use apply::{Applied, Outcome};
+pub use assignment::Standing;
+pub use audit::{AuditRecord, audit};
+pub use cluster::{Cluster, KeySeal, Member, SealedKey, TokenRole, Unconstrained};
+pub use command::{
+    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,
+};
+pub use node::{Availability, Node};
+pub use rejected::{Kind, Rejected};
+pub use row::{Row, RowKey};
+pub use secret::{SealedValue, Secret, SecretVersion};
+pub use service::{Grant, Service, ServiceSpec};
+pub use state::State;
+pub use task::{Task, TaskEnd};

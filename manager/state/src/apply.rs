@@ -1,0 +1,107 @@
+//! The one way to change the state.
+
+use std::collections::BTreeSet;
+
+use keyhole_domain::{NodeId, SecretId, ServiceId, Version};
+
+use crate::{Command, Envelope, Rejected, RowKey, State};
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Rows that are new, changed or gone.
+    pub rows: BTreeSet<RowKey>,
+    /// Nodes whose assignment may have changed.
+    pub nodes: BTreeSet<NodeId>,
+    /// What the caller is told.
+    pub outcome: Outcome,
+}
+
+/// What the caller of a command is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing but that it is done.
+    Done,
+    /// Secrets and the version each is at now.
+    Secrets(Vec<(SecretId, Version)>),
+    /// The service made or changed.
+    Service(ServiceId),
+    /// The node made or changed.
+    Node(NodeId),
+    /// A claim was heard; with the reason if it was turned down.
+    Claimed {
+        /// Why the node gets nothing for the task.
+        rejected: Option<String>,
+    },
+}
+
+pub(crate) type Change = Applied;
+
+impl Applied {
+    pub(crate) fn rows(rows: impl IntoIterator<Item = RowKey>, outcome: Outcome) -> Self {
+        Self {
+            rows: rows.into_iter().collect(),
+            nodes: BTreeSet::new(),
+            outcome,
+        }
+    }
+}
+
+impl State {
+    /// Applies the command at a log index. Total and deterministic; a refused command changes nothing but the index.
+    pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Result<Applied, Rejected> {
+        self.index = index;
+        let at = envelope.at;
+        let when = (at, index);
+        if self.cluster.is_none() && !matches!(envelope.command, Command::Init(_)) {
+            return Err(Rejected::NotInitialised);
+        }
+        match &envelope.command {
+            Command::Init(init) => self.init(at, init),
+            Command::CreateSecret {
+                id,
+                name,
+                labels,
+                value,
+            } => self.create_secret(when, *id, name, labels, value),
+            Command::SetSecretLabels { id, labels } => self.set_secret_labels(when, *id, labels),
+            Command::RotateSecrets { items } => self.rotate_secrets(when, items),
+            Command::RollbackSecret { id, to } => self.rollback_secret(when, *id, *to),
+            Command::RemoveSecret { id } => self.remove_secret(*id),
+            Command::CreateService {
+                id,
+                name,
+                labels,
+                grants,
+                constraints,
+            } => self.create_service(when, *id, name, (labels, grants, constraints)),
+            Command::UpdateService {
+                id,
+                expected,
+                labels,
+                grants,
+                constraints,
+            } => self.update_service(when, *id, *expected, (labels, grants, constraints)),
+            Command::RollbackService { id } => self.rollback_service(when, *id),
+            Command::RemoveService { id } => self.remove_service(*id),
+            Command::ClaimTask {
+                id,
+                service,
+                node,
+                cgroup,
+            } => self.claim_task(at, *id, *service, *node, cgroup),
+            Command::EndTask { id, node, reason } => self.end_task(at, *id, *node, reason),
+            Command::SyncTasks { node, live } => self.sync_tasks(at, *node, live),
+            Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),
+            Command::ChangeNode { id, change } => self.change_node(index, *id, change),
+            Command::RemoveNode { id } => self.remove_node(*id),
+            Command::RotateToken { role, hash } => self.rotate_token(*role, *hash),
+            Command::ChangeCluster(change) => self.change_cluster(change),
+        }
+    }
+
+    /// Notes that the log moved on without a command (a leader's blank entry, a membership change).
+    pub fn skip(&mut self, index: u64) {
+        self.index = index;
+    }
+}

@@ -1,0 +1,112 @@
+//! The audit record of a change: who did what to which object, when, and how it went. Never a value.
+
+use keyhole_domain::Timestamp;
+
+use crate::{Actor, Applied, Command, Envelope, Rejected, State};
+
+/// One line of the audit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditRecord {
+    /// The log index.
+    pub index: u64,
+    /// When, by the proposing manager's clock.
+    pub at: Timestamp,
+    /// Who.
+    pub actor: Actor,
+    /// What, as `object.verb`.
+    pub action: &'static str,
+    /// The objects, by name or id.
+    pub objects: Vec<String>,
+    /// Why it was refused, if it was.
+    pub refused: Option<String>,
+}
+
+/// The record of a command. `before` and `after` are the state around it: a removed object still has its name before.
+pub fn audit(
+    index: u64,
+    envelope: &Envelope,
+    names: Vec<String>,
+    result: &Result<Applied, Rejected>,
+) -> AuditRecord {
+    AuditRecord {
+        index,
+        at: envelope.at,
+        actor: envelope.actor.clone(),
+        action: action(&envelope.command),
+        objects: names,
+        refused: result.as_ref().err().map(ToString::to_string),
+    }
+}
+
+fn action(command: &Command) -> &'static str {
+    match command {
+        Command::Init(_) => "cluster.init",
+        Command::CreateSecret { .. } => "secret.create",
+        Command::SetSecretLabels { .. } => "secret.update",
+        Command::RotateSecrets { .. } => "secret.rotate",
+        Command::RollbackSecret { .. } => "secret.rollback",
+        Command::RemoveSecret { .. } => "secret.rm",
+        Command::CreateService { .. } => "service.create",
+        Command::UpdateService { .. } => "service.update",
+        Command::RollbackService { .. } => "service.rollback",
+        Command::RemoveService { .. } => "service.rm",
+        Command::ClaimTask { .. } => "task.claim",
+        Command::EndTask { .. } => "task.end",
+        Command::SyncTasks { .. } => "task.sync",
+        Command::JoinNode { .. } => "node.join",
+        Command::ChangeNode { .. } => "node.update",
+        Command::RemoveNode { .. } => "node.rm",
+        Command::RotateToken { .. } => "cluster.join-token.rotate",
+        Command::ChangeCluster(_) => "cluster.update",
+    }
+}
+
+impl State {
+    /// The objects that a command names, for its audit record; call it before the command is applied.
+    pub fn audit_objects(&self, command: &Command) -> Vec<String> {
+        let secret = |id| {
+            self.secrets
+                .get(id)
+                .map_or(format!("{id}"), |s| s.name.to_string())
+        };
+        let service = |id| {
+            self.services
+                .get(id)
+                .map_or(format!("{id}"), |s| s.name.to_string())
+        };
+        let node = |id| {
+            self.nodes
+                .get(id)
+                .map_or(format!("{id}"), |n| format!("{} ({id})", n.hostname))
+        };
+        match command {
+            Command::Init(init) => vec![init.id.to_string()],
+            Command::CreateSecret { name, .. } => vec![name.to_string()],
+            Command::SetSecretLabels { id, .. }
+            | Command::RollbackSecret { id, .. }
+            | Command::RemoveSecret { id } => vec![secret(id)],
+            Command::RotateSecrets { items } => items
+                .iter()
+                .map(|item| format!("{} v{}", secret(&item.id), item.version))
+                .collect(),
+            Command::CreateService { name, .. } => vec![name.to_string()],
+            Command::UpdateService { id, .. }
+            | Command::RollbackService { id }
+            | Command::RemoveService { id } => vec![service(id)],
+            Command::ClaimTask {
+                id,
+                service: of,
+                node: on,
+                ..
+            } => {
+                vec![id.to_string(), service(of), node(on)]
+            }
+            Command::EndTask { id, node: on, .. } => vec![id.to_string(), node(on)],
+            Command::SyncTasks { node: on, .. } => vec![node(on)],
+            Command::JoinNode { id, hostname } => vec![format!("{hostname} ({id})")],
+            Command::ChangeNode { id, .. } | Command::RemoveNode { id } => vec![node(id)],
+            Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
+            Command::ChangeCluster(_) => Vec::new(),
+        }
+    }
+}

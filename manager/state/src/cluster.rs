@@ -1,0 +1,181 @@
+//! The cluster itself: its CA, keyring, tokens, settings, counters, and the managers that are its members.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use keyhole_domain::{ClusterId, NodeId, Timestamp};
+
+use crate::{ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, apply::Change};
+
+/// A key sealed to one member's own HPKE key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeySeal {
+    /// HPKE's encapsulated key.
+    pub enc: Vec<u8>,
+    /// The sealed 32 bytes (or DER key) and the tag.
+    pub ciphertext: Vec<u8>,
+}
+
+/// A key that only members can open: one seal for each of them, by member id.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct SealedKey {
+    /// The seals, by member id.
+    pub seals: BTreeMap<u64, KeySeal>,
+}
+
+impl fmt::Debug for SealedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "SealedKey(for members {:?})",
+            self.seals.keys().collect::<Vec<_>>()
+        )
+    }
+}
+
+impl fmt::Debug for KeySeal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeySeal({} bytes)", self.ciphertext.len())
+    }
+}
+
+/// Whether a service without constraints may run anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unconstrained {
+    /// Any node can obtain any unconstrained service's secrets.
+    #[default]
+    Allow,
+    /// A service without constraints runs nowhere.
+    Deny,
+}
+
+/// Which join token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenRole {
+    /// For machines that mount.
+    Worker,
+    /// For members of the Raft cluster.
+    Manager,
+}
+
+/// A manager that is a member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its Raft id; from a counter, never reused.
+    pub id: u64,
+    /// Its certificate's id.
+    pub node: NodeId,
+    /// Where it listens, `host:port`.
+    pub address: String,
+    /// Its own HPKE public key (X25519), for [`SealedKey`].
+    pub seal_key: [u8; 32],
+}
+
+/// What exists once in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster's id.
+    pub id: ClusterId,
+    /// How often it was restored, counted from 1.
+    pub incarnation: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The root CA's certificate, DER.
+    pub ca_certificate: Vec<u8>,
+    /// The root CA's private key (PKCS#8 DER), sealed.
+    pub ca_key: SealedKey,
+    /// The value keys by epoch, each sealed.
+    pub keyring: BTreeMap<u32, SealedKey>,
+    /// The epoch that new values are sealed under.
+    pub epoch: u32,
+    /// Hash of the worker join token's secret.
+    pub worker_token: [u8; 32],
+    /// Hash of the manager join token's secret.
+    pub manager_token: [u8; 32],
+    /// Whether services without constraints run anywhere.
+    pub unconstrained: Unconstrained,
+    /// All values together may have this many bytes.
+    pub quota_bytes: u64,
+    /// Lifetime of the leaf certificates, seconds.
+    pub certificate_seconds: u64,
+    /// The next grant's id.
+    pub next_grant: u64,
+    /// The next member's id.
+    pub next_member: u64,
+}
+
+impl State {
+    pub(crate) fn init(&mut self, at: Timestamp, init: &InitCluster) -> Result<Change, Rejected> {
+        if let Some(cluster) = &self.cluster {
+            return Err(Rejected::AlreadyInitialised {
+                cluster: cluster.id,
+            });
+        }
+        self.cluster = Some(Cluster {
+            id: init.id,
+            incarnation: 1,
+            created_at: at,
+            ca_certificate: init.ca_certificate.clone(),
+            ca_key: init.ca_key.clone(),
+            keyring: BTreeMap::from([(1, init.value_key.clone())]),
+            epoch: 1,
+            worker_token: init.worker_token,
+            manager_token: init.manager_token,
+            unconstrained: Unconstrained::Allow,
+            quota_bytes: keyhole_domain::DEFAULT_QUOTA_BYTES,
+            certificate_seconds: init.certificate_seconds,
+            next_grant: 1,
+            next_member: init.member.id + 1,
+        });
+        let key = RowKey::Member(init.member.id);
+        self.members.insert(init.member.id, init.member.clone());
+        Ok(Change::rows([RowKey::Cluster, key], Outcome::Done))
+    }
+
+    pub(crate) fn rotate_token(
+        &mut self,
+        role: TokenRole,
+        hash: [u8; 32],
+    ) -> Result<Change, Rejected> {
+        let cluster = self.cluster_mut()?;
+        match role {
+            TokenRole::Worker => cluster.worker_token = hash,
+            TokenRole::Manager => cluster.manager_token = hash,
+        }
+        Ok(Change::rows([RowKey::Cluster], Outcome::Done))
+    }
+
+    pub(crate) fn change_cluster(&mut self, change: &ClusterChange) -> Result<Change, Rejected> {
+        let used = self.value_bytes;
+        if let Some(quota) = change.quota_bytes.filter(|quota| *quota < used) {
+            return Err(Rejected::QuotaBelowUse { quota, used });
+        }
+        let mut rows = vec![RowKey::Cluster];
+        if let Some((id, address)) = &change.address {
+            let member = self
+                .members
+                .get_mut(id)
+                .ok_or(Rejected::NoMember { id: *id })?;
+            member.address.clone_from(address);
+            rows.push(RowKey::Member(*id));
+        }
+        let cluster = self.cluster_mut()?;
+        cluster.quota_bytes = change.quota_bytes.unwrap_or(cluster.quota_bytes);
+        cluster.certificate_seconds = change
+            .certificate_seconds
+            .unwrap_or(cluster.certificate_seconds);
+        cluster.unconstrained = change.unconstrained.unwrap_or(cluster.unconstrained);
+        let nodes = match change.unconstrained {
+            Some(_) => self.nodes.keys().copied().collect(),
+            None => BTreeSet::new(),
+        };
+        Ok(Change {
+            nodes,
+            ..Change::rows(rows, Outcome::Done)
+        })
+    }
+
+    pub(crate) fn cluster_mut(&mut self) -> Result<&mut Cluster, Rejected> {
+        self.cluster.as_mut().ok_or(Rejected::NotInitialised)
+    }
+}

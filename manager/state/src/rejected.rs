@@ -1,0 +1,150 @@
+//! Why a command changed nothing. Deterministic, and worded for the operator.
+
+use keyhole_domain::{ClusterId, LabelsError, MAX_GRANTS, NodeId, Target, Version};
+
+/// What sort of refusal it is; the shell maps it to a gRPC status (design section 6, point 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The thing is not there.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// It can't be done in the state that things are in.
+    FailedPrecondition,
+    /// Somebody else was faster; try again.
+    Aborted,
+    /// The request is wrong in itself.
+    InvalidArgument,
+    /// A limit would be passed.
+    ResourceExhausted,
+}
+
+/// Why a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum Rejected {
+    #[error("this cluster is not initialised; start its first manager with --init")]
+    NotInitialised,
+    #[error("this cluster is initialised already, as {cluster}")]
+    AlreadyInitialised { cluster: ClusterId },
+    #[error("{kind} {name} not found")]
+    NotFound { kind: &'static str, name: String },
+    #[error("{kind} {name} is ambiguous ({count} matches found); give more of the id")]
+    Ambiguous {
+        kind: &'static str,
+        name: String,
+        count: usize,
+    },
+    #[error("{kind} {name} already exists")]
+    Exists { kind: &'static str, name: String },
+    #[error("{kind} id {id} is taken; try again")]
+    IdTaken { kind: &'static str, id: String },
+    #[error("secret '{name}' is in use by the following service(s): {}; remove it from them first \
+             (a service's previous spec counts until the service is updated again)", services.join(", "))]
+    InUse { name: String, services: Vec<String> },
+    #[error(
+        "secret {name}: version {given} was sealed, but {next} is next; somebody else rotated it, try again"
+    )]
+    VersionRaced {
+        name: String,
+        given: Version,
+        next: Version,
+    },
+    #[error("secret {name} is named twice in one command")]
+    Twice { name: String },
+    #[error("secret {name} has no version {version}; kept are {}", list(kept))]
+    NoVersion {
+        name: String,
+        version: Version,
+        kept: Vec<Version>,
+    },
+    #[error(
+        "secret {name} has no version before {current}; kept are {}",
+        list(kept)
+    )]
+    NothingBefore {
+        name: String,
+        current: Version,
+        kept: Vec<Version>,
+    },
+    #[error("secret {name}: {error}")]
+    Value {
+        name: String,
+        error: keyhole_domain::ValueLenError,
+    },
+    #[error("secret {name}: its value was sealed under key epoch {given}, which is not known")]
+    Epoch { name: String, given: u32 },
+    #[error(
+        "the quota of {quota} bytes would be passed: {used} are used and {wanted} more are wanted; \
+             remove secrets, or raise it with 'keyhole cluster update --quota'"
+    )]
+    Quota { quota: u64, used: u64, wanted: u64 },
+    #[error("a quota of {quota} bytes is below the {used} bytes in use")]
+    QuotaBelowUse { quota: u64, used: u64 },
+    #[error("secret references '{first}' and '{second}' have a conflicting target: '{target}'")]
+    TargetConflict {
+        first: String,
+        second: String,
+        target: Target,
+    },
+    #[error("{count} grants given; a service has at most {MAX_GRANTS}")]
+    TooManyGrants { count: usize },
+    #[error(
+        "update out of sequence: service {name} is at {actual}, the change was made from {expected}; \
+             look at it again and repeat"
+    )]
+    OutOfSequence {
+        name: String,
+        expected: u64,
+        actual: u64,
+    },
+    #[error("service {name} has no previous spec to roll back to")]
+    NoPreviousSpec { name: String },
+    #[error("no member has the id {id}")]
+    NoMember { id: u64 },
+    #[error("node {node} is no member of this cluster (any more); join it again")]
+    NotAMember { node: NodeId },
+    #[error("task {task} belongs to another node")]
+    NotYourTask { task: String },
+    #[error(transparent)]
+    Labels(#[from] LabelsError),
+}
+
+fn list(versions: &[Version]) -> String {
+    versions
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+impl Rejected {
+    /// What sort of refusal it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::NotFound { .. } | Self::NoVersion { .. } | Self::NoMember { .. } => {
+                Kind::NotFound
+            }
+            Self::Exists { .. } => Kind::AlreadyExists,
+            Self::NotInitialised
+            | Self::AlreadyInitialised { .. }
+            | Self::InUse { .. }
+            | Self::NothingBefore { .. }
+            | Self::NoPreviousSpec { .. }
+            | Self::NotAMember { .. }
+            | Self::QuotaBelowUse { .. }
+            | Self::NotYourTask { .. } => Kind::FailedPrecondition,
+            Self::VersionRaced { .. }
+            | Self::OutOfSequence { .. }
+            | Self::IdTaken { .. }
+            | Self::Epoch { .. } => Kind::Aborted,
+            Self::Ambiguous { .. }
+            | Self::Twice { .. }
+            | Self::Value { .. }
+            | Self::TargetConflict { .. }
+            | Self::TooManyGrants { .. }
+            | Self::Labels(_) => Kind::InvalidArgument,
+            Self::Quota { .. } => Kind::ResourceExhausted,
+        }
+    }
+}

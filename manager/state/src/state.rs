@@ -1,0 +1,169 @@
+//! The whole state: its tables, and how it is loaded from rows and written back as rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keyhole_domain::{
+    NodeId, Revision, SecretId, SecretName, ServiceId, ServiceName, TaskId, Version,
+};
+
+use crate::{Cluster, Member, Node, Row, RowKey, Secret, SecretVersion, Service, Task};
+
+/// The cluster's state at one log index. Equal logs make equal states.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    pub(crate) index: u64,
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) members: BTreeMap<u64, Member>,
+    pub(crate) secrets: BTreeMap<SecretId, Secret>,
+    pub(crate) secret_names: BTreeMap<SecretName, SecretId>,
+    pub(crate) services: BTreeMap<ServiceId, Service>,
+    pub(crate) service_names: BTreeMap<ServiceName, ServiceId>,
+    pub(crate) tasks: BTreeMap<TaskId, Task>,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Bytes of all kept values together.
+    pub(crate) value_bytes: u64,
+}
+
+impl State {
+    /// The index of the last applied command.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The point in history that this state is.
+    pub fn revision(&self) -> Revision {
+        let incarnation = self
+            .cluster
+            .as_ref()
+            .map_or(0, |cluster| cluster.incarnation);
+        Revision {
+            incarnation,
+            index: self.index,
+        }
+    }
+
+    /// The cluster, once it is initialised.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    /// The managers, by member id.
+    pub fn members(&self) -> &BTreeMap<u64, Member> {
+        &self.members
+    }
+
+    /// All secrets, by id.
+    pub fn secrets(&self) -> &BTreeMap<SecretId, Secret> {
+        &self.secrets
+    }
+
+    /// All services, by id.
+    pub fn services(&self) -> &BTreeMap<ServiceId, Service> {
+        &self.services
+    }
+
+    /// All tasks, by id, the remembered ended ones too.
+    pub fn tasks(&self) -> &BTreeMap<TaskId, Task> {
+        &self.tasks
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
+        &self.nodes
+    }
+
+    /// Bytes of all kept values together.
+    pub fn value_bytes(&self) -> u64 {
+        self.value_bytes
+    }
+
+    /// The services whose spec, or spec before, grants a secret, by name.
+    pub fn users_of(&self, secret: SecretId) -> Vec<String> {
+        self.services_using(secret)
+    }
+
+    /// The state that rows make, as of a log index. Rows may come in any order.
+    ///
+    /// A version whose secret has no row is left out; the invariants of the store make that impossible.
+    pub fn from_rows(index: u64, rows: impl IntoIterator<Item = Row>) -> Self {
+        let mut state = Self {
+            index,
+            ..Self::default()
+        };
+        let mut versions: BTreeMap<SecretId, BTreeMap<Version, SecretVersion>> = BTreeMap::new();
+        for row in rows {
+            match row {
+                Row::Cluster(cluster) => state.cluster = Some(*cluster),
+                Row::Member(member) => {
+                    state.members.insert(member.id, member);
+                }
+                Row::Secret(secret) => {
+                    state.secret_names.insert(secret.name.clone(), secret.id);
+                    state.secrets.insert(secret.id, secret);
+                }
+                Row::Version(id, number, version) => {
+                    state.value_bytes += version.value.size();
+                    versions.entry(id).or_default().insert(number, version);
+                }
+                Row::Service(service) => {
+                    state.service_names.insert(service.name.clone(), service.id);
+                    state.services.insert(service.id, service);
+                }
+                Row::Task(task) => {
+                    state.tasks.insert(task.id, task);
+                }
+                Row::Node(node) => {
+                    state.nodes.insert(node.id, node);
+                }
+            }
+        }
+        for (id, kept) in versions {
+            if let Some(secret) = state.secrets.get_mut(&id) {
+                secret.versions = kept;
+            }
+        }
+        state
+    }
+
+    /// The row of a key now, or nothing if it was removed. A secret's row comes without its versions.
+    pub fn row(&self, key: RowKey) -> Option<Row> {
+        match key {
+            RowKey::Cluster => self.cluster.clone().map(Box::new).map(Row::Cluster),
+            RowKey::Member(id) => self.members.get(&id).cloned().map(Row::Member),
+            RowKey::Secret(id) => self.secrets.get(&id).map(|secret| {
+                let bare = Secret {
+                    versions: BTreeMap::new(),
+                    name: secret.name.clone(),
+                    labels: secret.labels.clone(),
+                    ..*secret
+                };
+                Row::Secret(bare)
+            }),
+            RowKey::Version(id, version) => {
+                let kept = self.secrets.get(&id)?.versions.get(&version)?;
+                Some(Row::Version(id, version, kept.clone()))
+            }
+            RowKey::Service(id) => self.services.get(&id).cloned().map(Row::Service),
+            RowKey::Task(id) => self.tasks.get(&id).cloned().map(Row::Task),
+            RowKey::Node(id) => self.nodes.get(&id).cloned().map(Row::Node),
+        }
+    }
+
+    /// The keys of all rows, in order.
+    pub fn row_keys(&self) -> BTreeSet<RowKey> {
+        let versions = self.secrets.values().flat_map(|secret| {
+            secret
+                .versions
+                .keys()
+                .map(|version| RowKey::Version(secret.id, *version))
+        });
+        let mut keys: BTreeSet<RowKey> = versions.collect();
+        keys.extend(self.cluster.iter().map(|_| RowKey::Cluster));
+        keys.extend(self.members.keys().map(|id| RowKey::Member(*id)));
+        keys.extend(self.secrets.keys().map(|id| RowKey::Secret(*id)));
+        keys.extend(self.services.keys().map(|id| RowKey::Service(*id)));
+        keys.extend(self.tasks.keys().map(|id| RowKey::Task(*id)));
+        keys.extend(self.nodes.keys().map(|id| RowKey::Node(*id)));
+        keys
+    }
+}
