@@ -189,16 +189,12 @@ impl State {
             secret.versions.insert(item.version, version);
             (secret.current, secret.last) = (item.version, item.version);
             (secret.updated_at, secret.index) = (at, index);
-            let dropped = secret.prune(&pinned);
             self.value_bytes += item.value.size();
             change.rows.extend([
                 RowKey::Secret(item.id),
                 RowKey::Version(item.id, item.version),
             ]);
-            for (version, size) in dropped {
-                self.value_bytes -= size;
-                change.rows.insert(RowKey::Version(item.id, version));
-            }
+            self.prune_versions([item.id].into(), &mut change);
             made.push((item.id, item.version));
         }
         Ok(Change {
