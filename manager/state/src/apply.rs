@@ -95,7 +95,7 @@ impl State {
             Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),
             Command::ChangeNode { id, change } => self.change_node(index, *id, change),
             Command::RemoveNode { id } => self.remove_node(*id),
-            Command::RotateToken { role, hash } => self.rotate_token(*role, *hash),
+            Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
         }
     }

@@ -58,6 +58,18 @@ pub enum TokenRole {
     Manager,
 }
 
+/// A join token as the state knows it: only a hash of its secret, and what a member derives that secret from again
+/// (with the keyring's key of `epoch`), so that an operator can ask for the token later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// Hash of the token's secret.
+    pub hash: [u8; 32],
+    /// Fresh for each token.
+    pub salt: [u8; 32],
+    /// Which key of the keyring.
+    pub epoch: u32,
+}
+
 /// A manager that is a member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -88,10 +100,10 @@ pub struct Cluster {
     pub keyring: BTreeMap<u32, SealedKey>,
     /// The epoch that new values are sealed under.
     pub epoch: u32,
-    /// Hash of the worker join token's secret.
-    pub worker_token: [u8; 32],
-    /// Hash of the manager join token's secret.
-    pub manager_token: [u8; 32],
+    /// The worker join token.
+    pub worker_token: TokenRecord,
+    /// The manager join token.
+    pub manager_token: TokenRecord,
     /// Whether services without constraints run anywhere.
     pub unconstrained: Unconstrained,
     /// All values together may have this many bytes.
@@ -119,8 +131,8 @@ impl State {
             ca_key: init.ca_key.clone(),
             keyring: BTreeMap::from([(1, init.value_key.clone())]),
             epoch: 1,
-            worker_token: init.worker_token,
-            manager_token: init.manager_token,
+            worker_token: init.worker_token.clone(),
+            manager_token: init.manager_token.clone(),
             unconstrained: Unconstrained::Allow,
             quota_bytes: keyhole_domain::DEFAULT_QUOTA_BYTES,
             certificate_seconds: init.certificate_seconds,
@@ -135,12 +147,12 @@ impl State {
     pub(crate) fn rotate_token(
         &mut self,
         role: TokenRole,
-        hash: [u8; 32],
+        token: &TokenRecord,
     ) -> Result<Change, Rejected> {
         let cluster = self.cluster_mut()?;
         match role {
-            TokenRole::Worker => cluster.worker_token = hash,
-            TokenRole::Manager => cluster.manager_token = hash,
+            TokenRole::Worker => cluster.worker_token = token.clone(),
+            TokenRole::Manager => cluster.manager_token = token.clone(),
         }
         Ok(Change::rows([RowKey::Cluster], Outcome::Done))
     }

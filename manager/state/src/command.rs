@@ -5,7 +5,7 @@ use keyhole_domain::{
     Target, TaskId, Timestamp, Version,
 };
 
-use crate::{Availability, Member, SealedKey, SealedValue, TokenRole, Unconstrained};
+use crate::{Availability, Member, SealedKey, SealedValue, TokenRecord, TokenRole, Unconstrained};
 
 /// Who asked, as the manager that authorised it saw him.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +54,10 @@ pub struct InitCluster {
     pub ca_key: SealedKey,
     /// The value key of epoch 1, sealed to the first member.
     pub value_key: SealedKey,
-    /// Hash of the worker join token's secret.
-    pub worker_token: [u8; 32],
-    /// Hash of the manager join token's secret.
-    pub manager_token: [u8; 32],
+    /// The worker join token.
+    pub worker_token: TokenRecord,
+    /// The manager join token.
+    pub manager_token: TokenRecord,
     /// Lifetime of leaf certificates, seconds.
     pub certificate_seconds: u64,
     /// The first member.
@@ -177,7 +177,7 @@ pub enum Command {
     /// Removes a node and ends its tasks.
     RemoveNode { id: NodeId },
     /// A new join token.
-    RotateToken { role: TokenRole, hash: [u8; 32] },
+    RotateToken { role: TokenRole, token: TokenRecord },
     /// Changes a setting of the cluster.
     ChangeCluster(ClusterChange),
 }

@@ -22,7 +22,7 @@ mod task;
 pub use apply::{Applied, Outcome};
 pub use assignment::Standing;
 pub use audit::{AuditRecord, audit};
-pub use cluster::{Cluster, KeySeal, Member, SealedKey, TokenRole, Unconstrained};
+pub use cluster::{Cluster, KeySeal, Member, SealedKey, TokenRecord, TokenRole, Unconstrained};
 pub use command::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,
 };
