@@ -1,1 +1,8 @@
-//! keyhole-wire.
+//! What both ends of a connection share: how values are sealed for one receiver, how a newcomer knows
+//! the cluster by its join token, and how TLS proves who speaks.
+//!
+//! Depends on `keyhole-domain` and `keyhole-secmem` only; neither managers nor nodes are known here.
+//! Its invariant: a plaintext is in [`keyhole_secmem::SecretBytes`] or nowhere.
+
+pub mod seal;
+pub mod token;
