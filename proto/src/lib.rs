@@ -3,7 +3,7 @@
 /// Package `keyhole.v1`.
 #[expect(
     missing_docs,
-    unreachable_pub,
+    clippy::large_enum_variant,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated; the .proto files are the documentation"
