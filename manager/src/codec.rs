@@ -1,0 +1,263 @@
+//! Between the disk format (`store.proto`) and the state's types: encode is total, decode checks everything.
+//!
+//! Bytes that decode here came from our own authenticated store or from another manager. A failure names the field, and
+//! the caller treats it as corruption; nothing is ever guessed. An unset `oneof` means a newer format.
+
+mod command;
+mod row;
+
+use std::collections::{BTreeMap, HashMap};
+
+use keyhole_domain::{FileMode, GrantId, Labels, Timestamp, Version};
+use keyhole_proto::v1;
+use keyhole_state as state;
+
+pub use command::{decode_envelope, encode_envelope};
+pub use row::{decode_row, encode_row, row_from_bytes};
+
+/// What of a record could not be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("field {field}: {why}")]
+pub struct DecodeError {
+    field: &'static str,
+    why: String,
+}
+
+impl DecodeError {
+    fn new(field: &'static str, why: impl ToString) -> Self {
+        Self {
+            field,
+            why: why.to_string(),
+        }
+    }
+
+    fn missing(field: &'static str) -> Self {
+        Self::new(field, "missing, or written by a newer version of Keyhole")
+    }
+}
+
+type Result<T> = std::result::Result<T, DecodeError>;
+
+fn parse<T>(field: &'static str, text: &str) -> Result<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| DecodeError::new(field, error))
+}
+
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| DecodeError::missing(field))
+}
+
+fn array32(field: &'static str, bytes: &[u8]) -> Result<[u8; 32]> {
+    bytes
+        .try_into()
+        .map_err(|_| DecodeError::new(field, "not 32 bytes"))
+}
+
+fn version(field: &'static str, number: u64) -> Result<Version> {
+    Version::new(number).ok_or_else(|| DecodeError::new(field, "version 0"))
+}
+
+fn optional_version(number: u64) -> Option<Version> {
+    Version::new(number)
+}
+
+fn version_number(version: Option<Version>) -> u64 {
+    version.map_or(0, Version::get)
+}
+
+fn labels_in(labels: HashMap<String, String>) -> Result<Labels> {
+    Labels::new(labels.into_iter().collect()).map_err(|error| DecodeError::new("labels", error))
+}
+
+fn labels_out(labels: &Labels) -> HashMap<String, String> {
+    labels
+        .as_map()
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+fn value_in(value: v1::SealedValue) -> Result<state::SealedValue> {
+    Ok(state::SealedValue {
+        epoch: value.epoch,
+        salt: array32("value.salt", &value.salt)?,
+        ciphertext: value.ciphertext.into(),
+    })
+}
+
+fn value_out(value: &state::SealedValue) -> v1::SealedValue {
+    v1::SealedValue {
+        epoch: value.epoch,
+        salt: value.salt.to_vec().into(),
+        ciphertext: value.ciphertext.clone().into(),
+    }
+}
+
+fn key_in(key: v1::SealedKey) -> state::SealedKey {
+    let seal = |seal: v1::KeySeal| state::KeySeal {
+        enc: seal.enc.into(),
+        ciphertext: seal.ciphertext.into(),
+    };
+    state::SealedKey {
+        seals: key
+            .seals
+            .into_iter()
+            .map(|(id, key)| (id, seal(key)))
+            .collect(),
+    }
+}
+
+fn key_out(key: &state::SealedKey) -> v1::SealedKey {
+    let seal = |seal: &state::KeySeal| v1::KeySeal {
+        enc: seal.enc.clone().into(),
+        ciphertext: seal.ciphertext.clone().into(),
+    };
+    v1::SealedKey {
+        seals: key.seals.iter().map(|(id, key)| (*id, seal(key))).collect(),
+    }
+}
+
+fn token_in(token: v1::TokenRecord) -> Result<state::TokenRecord> {
+    Ok(state::TokenRecord {
+        hash: array32("token.hash", &token.hash)?,
+        salt: array32("token.salt", &token.salt)?,
+        epoch: token.epoch,
+    })
+}
+
+fn token_out(token: &state::TokenRecord) -> v1::TokenRecord {
+    v1::TokenRecord {
+        hash: token.hash.to_vec().into(),
+        salt: token.salt.to_vec().into(),
+        epoch: token.epoch,
+    }
+}
+
+fn member_in(member: v1::Member) -> Result<state::Member> {
+    Ok(state::Member {
+        id: member.id,
+        node: parse("member.node", &member.node)?,
+        address: member.address,
+        seal_key: array32("member.seal_key", &member.seal_key)?,
+    })
+}
+
+fn member_out(member: &state::Member) -> v1::Member {
+    v1::Member {
+        id: member.id,
+        node: member.node.to_string(),
+        address: member.address.clone(),
+        seal_key: member.seal_key.to_vec().into(),
+    }
+}
+
+fn spec_in(spec: v1::ServiceSpecRecord) -> Result<state::ServiceSpec> {
+    let grant = |grant: v1::GrantRecord| -> Result<state::Grant> {
+        let request = request_in(&grant)?;
+        Ok(state::Grant {
+            id: GrantId(grant.id),
+            secret: request.secret,
+            target: request.target,
+            uid: request.uid,
+            gid: request.gid,
+            mode: request.mode,
+            pinned: request.pinned,
+        })
+    };
+    Ok(state::ServiceSpec {
+        labels: labels_in(spec.labels)?,
+        grants: spec.grants.into_iter().map(grant).collect::<Result<_>>()?,
+        constraints: constraints_in(&spec.constraints)?,
+    })
+}
+
+fn spec_out(spec: &state::ServiceSpec) -> v1::ServiceSpecRecord {
+    let grant = |grant: &state::Grant| v1::GrantRecord {
+        id: grant.id.0,
+        secret: grant.secret.to_string(),
+        target: grant.target.to_string(),
+        uid: grant.uid,
+        gid: grant.gid,
+        mode: grant.mode.bits().into(),
+        pinned: version_number(grant.pinned),
+    };
+    v1::ServiceSpecRecord {
+        labels: labels_out(&spec.labels),
+        grants: spec.grants.iter().map(grant).collect(),
+        constraints: spec.constraints.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn request_in(grant: &v1::GrantRecord) -> Result<state::GrantRequest> {
+    Ok(state::GrantRequest {
+        secret: parse("grant.secret", &grant.secret)?,
+        target: parse("grant.target", &grant.target)?,
+        uid: grant.uid,
+        gid: grant.gid,
+        mode: FileMode::new(grant.mode).map_err(|error| DecodeError::new("grant.mode", error))?,
+        pinned: optional_version(grant.pinned),
+    })
+}
+
+fn request_out(request: &state::GrantRequest) -> v1::GrantRecord {
+    v1::GrantRecord {
+        id: 0,
+        secret: request.secret.to_string(),
+        target: request.target.to_string(),
+        uid: request.uid,
+        gid: request.gid,
+        mode: request.mode.bits().into(),
+        pinned: version_number(request.pinned),
+    }
+}
+
+fn constraints_in(texts: &[String]) -> Result<Vec<keyhole_domain::Constraint>> {
+    texts.iter().map(|text| parse("constraint", text)).collect()
+}
+
+fn unconstrained_in(number: i32) -> Option<state::Unconstrained> {
+    match v1::Unconstrained::try_from(number) {
+        Ok(v1::Unconstrained::Allow) => Some(state::Unconstrained::Allow),
+        Ok(v1::Unconstrained::Deny) => Some(state::Unconstrained::Deny),
+        Ok(v1::Unconstrained::Unspecified) | Err(_) => None,
+    }
+}
+
+/// The wire's word for a setting of the state.
+pub fn unconstrained_out(setting: state::Unconstrained) -> v1::Unconstrained {
+    match setting {
+        state::Unconstrained::Allow => v1::Unconstrained::Allow,
+        state::Unconstrained::Deny => v1::Unconstrained::Deny,
+    }
+}
+
+fn availability_in(number: i32) -> Option<state::Availability> {
+    match v1::Availability::try_from(number) {
+        Ok(v1::Availability::Active) => Some(state::Availability::Active),
+        Ok(v1::Availability::Pause) => Some(state::Availability::Pause),
+        Ok(v1::Availability::Drain) => Some(state::Availability::Drain),
+        Ok(v1::Availability::Unspecified) | Err(_) => None,
+    }
+}
+
+/// The wire's word for an availability of the state.
+pub fn availability_out(availability: state::Availability) -> v1::Availability {
+    match availability {
+        state::Availability::Active => v1::Availability::Active,
+        state::Availability::Pause => v1::Availability::Pause,
+        state::Availability::Drain => v1::Availability::Drain,
+    }
+}
+
+fn times(created: u64, updated: u64) -> (Timestamp, Timestamp) {
+    (Timestamp(created), Timestamp(updated))
+}
+
+fn keyring_in(keys: HashMap<u32, v1::SealedKey>) -> BTreeMap<u32, state::SealedKey> {
+    keys.into_iter()
+        .map(|(epoch, key)| (epoch, key_in(key)))
+        .collect()
+}

@@ -1,0 +1,211 @@
+//! Rows of the state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keyhole_domain::Timestamp;
+use keyhole_proto::v1;
+use keyhole_state::{Cluster, Node, Row, Secret, SecretVersion, Service, Task, TaskEnd};
+use prost::Message;
+
+use super::{
+    DecodeError, Result, availability_in, availability_out, key_in, key_out, keyring_in, labels_in,
+    labels_out, member_in, member_out, parse, required, spec_in, spec_out, times, token_in,
+    token_out, unconstrained_in, unconstrained_out, value_in, value_out, version,
+};
+
+/// A row as the store's and a snapshot's record.
+pub fn encode_row(row: &Row) -> v1::Row {
+    use v1::row::Row as Out;
+    let row = match row {
+        Row::Cluster(cluster) => Out::Cluster(cluster_out(cluster)),
+        Row::Member(member) => Out::Member(member_out(member)),
+        Row::Secret(secret) => Out::Secret(secret_out(secret)),
+        Row::Version(id, number, kept) => Out::Version(v1::VersionRow {
+            secret: id.to_string(),
+            version: number.get(),
+            created_at: kept.created_at.0,
+            index: kept.index,
+            value: Some(value_out(&kept.value)),
+        }),
+        Row::Service(service) => Out::Service(service_out(service)),
+        Row::Task(task) => Out::Task(task_out(task)),
+        Row::Node(node) => Out::Node(node_out(node)),
+    };
+    v1::Row { row: Some(row) }
+}
+
+/// The row that a record is, every field checked.
+pub fn decode_row(row: v1::Row) -> Result<Row> {
+    use v1::row::Row as In;
+    Ok(match required("row", row.row)? {
+        In::Cluster(cluster) => Row::Cluster(Box::new(cluster_in(cluster)?)),
+        In::Member(member) => Row::Member(member_in(member)?),
+        In::Secret(secret) => Row::Secret(secret_in(secret)?),
+        In::Version(row) => {
+            let kept = SecretVersion {
+                created_at: Timestamp(row.created_at),
+                index: row.index,
+                value: Arc::new(value_in(required("version.value", row.value)?)?),
+            };
+            let id = parse("version.secret", &row.secret)?;
+            Row::Version(id, version("version.version", row.version)?, kept)
+        }
+        In::Service(service) => Row::Service(service_in(service)?),
+        In::Task(task) => Row::Task(task_in(task)?),
+        In::Node(node) => Row::Node(node_in(node)?),
+    })
+}
+
+/// The row in the bytes of a record.
+pub fn row_from_bytes(bytes: &[u8]) -> Result<Row> {
+    let row = v1::Row::decode(bytes).map_err(|error| DecodeError::new("row", error))?;
+    decode_row(row)
+}
+
+fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
+    v1::ClusterRow {
+        id: cluster.id.to_string(),
+        incarnation: cluster.incarnation,
+        created_at: cluster.created_at.0,
+        ca_certificate: cluster.ca_certificate.clone().into(),
+        ca_key: Some(key_out(&cluster.ca_key)),
+        keyring: cluster
+            .keyring
+            .iter()
+            .map(|(epoch, key)| (*epoch, key_out(key)))
+            .collect(),
+        epoch: cluster.epoch,
+        worker_token: Some(token_out(&cluster.worker_token)),
+        manager_token: Some(token_out(&cluster.manager_token)),
+        unconstrained: unconstrained_out(cluster.unconstrained).into(),
+        quota_bytes: cluster.quota_bytes,
+        certificate_seconds: cluster.certificate_seconds,
+        next_grant: cluster.next_grant,
+        next_member: cluster.next_member,
+    }
+}
+
+fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
+    Ok(Cluster {
+        id: parse("cluster.id", &row.id)?,
+        incarnation: row.incarnation,
+        created_at: Timestamp(row.created_at),
+        ca_certificate: row.ca_certificate.into(),
+        ca_key: key_in(required("cluster.ca_key", row.ca_key)?),
+        keyring: keyring_in(row.keyring),
+        epoch: row.epoch,
+        worker_token: token_in(required("cluster.worker_token", row.worker_token)?)?,
+        manager_token: token_in(required("cluster.manager_token", row.manager_token)?)?,
+        unconstrained: required("cluster.unconstrained", unconstrained_in(row.unconstrained))?,
+        quota_bytes: row.quota_bytes,
+        certificate_seconds: row.certificate_seconds,
+        next_grant: row.next_grant,
+        next_member: row.next_member,
+    })
+}
+
+fn secret_out(secret: &Secret) -> v1::SecretRow {
+    v1::SecretRow {
+        id: secret.id.to_string(),
+        name: secret.name.to_string(),
+        labels: labels_out(&secret.labels),
+        created_at: secret.created_at.0,
+        updated_at: secret.updated_at.0,
+        index: secret.index,
+        current: secret.current.get(),
+        last: secret.last.get(),
+    }
+}
+
+fn secret_in(row: v1::SecretRow) -> Result<Secret> {
+    let (created_at, updated_at) = times(row.created_at, row.updated_at);
+    Ok(Secret {
+        id: parse("secret.id", &row.id)?,
+        name: parse("secret.name", &row.name)?,
+        labels: labels_in(row.labels)?,
+        created_at,
+        updated_at,
+        index: row.index,
+        current: version("secret.current", row.current)?,
+        last: version("secret.last", row.last)?,
+        versions: BTreeMap::new(),
+    })
+}
+
+fn service_out(service: &Service) -> v1::ServiceRow {
+    v1::ServiceRow {
+        id: service.id.to_string(),
+        name: service.name.to_string(),
+        created_at: service.created_at.0,
+        updated_at: service.updated_at.0,
+        index: service.index,
+        spec: Some(spec_out(&service.spec)),
+        previous: service.previous.as_ref().map(spec_out),
+    }
+}
+
+fn service_in(row: v1::ServiceRow) -> Result<Service> {
+    let (created_at, updated_at) = times(row.created_at, row.updated_at);
+    Ok(Service {
+        id: parse("service.id", &row.id)?,
+        name: parse("service.name", &row.name)?,
+        created_at,
+        updated_at,
+        index: row.index,
+        spec: spec_in(required("service.spec", row.spec)?)?,
+        previous: row.previous.map(spec_in).transpose()?,
+    })
+}
+
+fn task_out(task: &Task) -> v1::TaskRow {
+    v1::TaskRow {
+        id: task.id.to_string(),
+        service: task.service.to_string(),
+        node: task.node.to_string(),
+        cgroup: task.cgroup.clone(),
+        claimed_at: task.claimed_at.0,
+        end: task.end.as_ref().map(|end| v1::task_row::End {
+            at: end.at.0,
+            rejected: end.rejected,
+            reason: end.reason.clone(),
+        }),
+    }
+}
+
+fn task_in(row: v1::TaskRow) -> Result<Task> {
+    Ok(Task {
+        id: parse("task.id", &row.id)?,
+        service: parse("task.service", &row.service)?,
+        node: parse("task.node", &row.node)?,
+        cgroup: row.cgroup,
+        claimed_at: Timestamp(row.claimed_at),
+        end: row.end.map(|end| TaskEnd {
+            at: Timestamp(end.at),
+            rejected: end.rejected,
+            reason: end.reason,
+        }),
+    })
+}
+
+fn node_out(node: &Node) -> v1::NodeRow {
+    v1::NodeRow {
+        id: node.id.to_string(),
+        hostname: node.hostname.clone(),
+        labels: labels_out(&node.labels),
+        availability: availability_out(node.availability).into(),
+        joined_at: node.joined_at.0,
+        index: node.index,
+    }
+}
+
+fn node_in(row: v1::NodeRow) -> Result<Node> {
+    Ok(Node {
+        id: parse("node.id", &row.id)?,
+        hostname: row.hostname,
+        labels: labels_in(row.labels)?,
+        availability: required("node.availability", availability_in(row.availability))?,
+        joined_at: Timestamp(row.joined_at),
+        index: row.index,
+    })
+}
