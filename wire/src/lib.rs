@@ -5,4 +5,5 @@
 //! Its invariant: a plaintext is in [`keyhole_secmem::SecretBytes`] or nowhere.
 
 pub mod seal;
+pub mod tls;
 pub mod token;

@@ -75,10 +75,7 @@ pub fn seal_one(
     plaintext: &SecretBytes,
 ) -> Result<SealedOne, SealError> {
     let (mut sealer, enc) = StreamSealer::new(to, info)?;
-    Ok(SealedOne {
-        enc,
-        ciphertext: sealer.seal(aad, plaintext)?,
-    })
+    Ok(SealedOne { enc, ciphertext: sealer.seal(aad, plaintext)? })
 }
 
 /// Seals values in order for one receiver; each takes the next number of the HPKE context.
@@ -94,12 +91,7 @@ impl StreamSealer {
         let (enc, context) =
             hpke::setup_sender::<AesGcm256, HkdfSha256, Suite>(&OpModeS::Base, &key, info)
                 .map_err(key_error)?;
-        Ok((
-            Self {
-                context: Box::new(context),
-            },
-            enc.to_bytes().to_vec(),
-        ))
+        Ok((Self { context: Box::new(context) }, enc.to_bytes().to_vec()))
     }
 
     /// The next value, sealed: ciphertext, then tag.
@@ -141,16 +133,12 @@ impl StreamOpener {
             info,
         )
         .map_err(key_error)?;
-        Ok(Self {
-            context: Box::new(context),
-        })
+        Ok(Self { context: Box::new(context) })
     }
 
     /// The next value.
     pub fn open(&mut self, aad: &Aad, ciphertext: &[u8]) -> Result<SecretBytes, SealError> {
-        let too_short = SealError::TooShort {
-            len: ciphertext.len(),
-        };
+        let too_short = SealError::TooShort { len: ciphertext.len() };
         let (body, tag) = ciphertext.split_last_chunk::<TAG_LEN>().ok_or(too_short)?;
         let tag = Tag::from_bytes(tag).map_err(open_error)?;
         let mut buffer = SecretBytes::zeroed(body.len())?;

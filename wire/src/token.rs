@@ -73,10 +73,7 @@ impl JoinToken {
     pub fn generate(ca_der: &[u8]) -> Result<Self, TokenRandomError> {
         let mut secret = Zeroizing::new([0; 16]);
         getrandom::fill(secret.as_mut()).map_err(TokenRandomError)?;
-        Ok(Self {
-            ca_digest: ca_digest(ca_der),
-            secret,
-        })
+        Ok(Self { ca_digest: ca_digest(ca_der), secret })
     }
 
     /// Reads a token; blanks around it are ignored.
@@ -93,9 +90,7 @@ impl JoinToken {
                 ca_digest: decode("CA digest", digest, DIGEST_DIGITS)?,
                 secret: Zeroizing::new(decode("secret", secret, SECRET_DIGITS)?),
             }),
-            _ => Err(TokenError::Parts {
-                parts: text.trim().split('-').count(),
-            }),
+            _ => Err(TokenError::Parts { parts: text.trim().split('-').count() }),
         }
     }
 
@@ -189,10 +184,7 @@ mod tests {
     #[test]
     fn extreme_numbers_survive() {
         for byte in [0, 0xff] {
-            let token = JoinToken {
-                ca_digest: [byte; 32],
-                secret: Zeroizing::new([byte; 16]),
-            };
+            let token = JoinToken { ca_digest: [byte; 32], secret: Zeroizing::new([byte; 16]) };
             let read = JoinToken::parse(&token.reveal()).unwrap();
             assert_eq!((read.ca_digest, *read.secret), ([byte; 32], [byte; 16]));
         }
@@ -200,10 +192,7 @@ mod tests {
 
     #[test]
     fn only_the_right_secret_verifies() {
-        let (token, other) = (
-            JoinToken::generate(CA).unwrap(),
-            JoinToken::generate(CA).unwrap(),
-        );
+        let (token, other) = (JoinToken::generate(CA).unwrap(), JoinToken::generate(CA).unwrap());
         assert!(token.verify(&token.hash()));
         assert!(!token.verify(&other.hash()));
     }
@@ -219,16 +208,10 @@ mod tests {
             (rest.to_owned(), "has 3"),
             (format!("{}-x", text.as_str()), "has 5"),
             ("KH".to_owned(), "has 1"),
-            (
-                text[..text.len() - 1].to_owned(),
-                "secret of this join token has 24 characters",
-            ),
+            (text[..text.len() - 1].to_owned(), "secret of this join token has 24 characters"),
             (format!("{rest}-{}", secret.to_uppercase()), "not a number"),
             (format!("{rest}-{}", "z".repeat(25)), "not a number"),
-            (
-                format!("KH-1-{}-{secret}", "z".repeat(50)),
-                "CA digest of this join token is not",
-            ),
+            (format!("KH-1-{}-{secret}", "z".repeat(50)), "CA digest of this join token is not"),
         ];
         for (bad, wanted) in cases {
             let error = JoinToken::parse(&bad).unwrap_err();
@@ -236,9 +219,6 @@ mod tests {
             assert!(!error.to_string().contains(&secret[..8]), "{error}");
             assert!(!format!("{error:?}").contains(&secret[..8]));
         }
-        assert_eq!(
-            format!("{:?}", JoinToken::parse(&text).unwrap()),
-            "JoinToken(..)"
-        );
+        assert_eq!(format!("{:?}", JoinToken::parse(&text).unwrap()), "JoinToken(..)");
     }
 }

@@ -114,8 +114,7 @@ impl Fields {
 
     fn field(&mut self, kind: u8, contents: &[u8]) {
         self.encoded.push(kind);
-        self.encoded
-            .extend_from_slice(&(contents.len() as u64).to_be_bytes());
+        self.encoded.extend_from_slice(&(contents.len() as u64).to_be_bytes());
         self.encoded.extend_from_slice(contents);
     }
 }

@@ -24,9 +24,7 @@ fn a_seal_opens_for_its_receiver_and_hides_the_value() {
         let sealed = seal_one(&pair.public(), &info(), &aad(), &secret(value)).unwrap();
         assert_eq!(sealed.ciphertext.len(), value.len() + TAG_LEN);
         assert!(value.len() < 2 || !sealed.ciphertext.windows(value.len()).any(|w| w == value));
-        let opened = pair
-            .open_one(&sealed.enc, &info(), &aad(), &sealed.ciphertext)
-            .unwrap();
+        let opened = pair.open_one(&sealed.enc, &info(), &aad(), &sealed.ciphertext).unwrap();
         assert_eq!(opened.as_slice(), value);
     }
 }
@@ -45,19 +43,10 @@ fn a_seal_opens_for_nobody_and_nothing_else() {
     let pair = EdgeKeyPair::generate().unwrap();
     let sealed = seal_one(&pair.public(), &info(), &aad(), &secret(b"hunter2")).unwrap();
     let refused = |pair: &EdgeKeyPair, enc: &[u8], info: &Info, aad: &Aad, text: &[u8]| {
-        assert!(matches!(
-            pair.open_one(enc, info, aad, text),
-            Err(SealError::NotAuthentic)
-        ));
+        assert!(matches!(pair.open_one(enc, info, aad, text), Err(SealError::NotAuthentic)));
     };
     let (enc, text) = (&sealed.enc, &sealed.ciphertext);
-    refused(
-        &EdgeKeyPair::generate().unwrap(),
-        enc,
-        &info(),
-        &aad(),
-        text,
-    );
+    refused(&EdgeKeyPair::generate().unwrap(), enc, &info(), &aad(), text);
     for other in [
         Info::new(Protocol::ManagerToNode, &cluster(1), "operator", "manager"),
         Info::new(Protocol::CliToManager, &cluster(2), "operator", "manager"),
@@ -82,10 +71,7 @@ fn a_seal_opens_for_nobody_and_nothing_else() {
 
 #[test]
 fn fields_cannot_be_shifted_into_each_other() {
-    assert_ne!(
-        Aad::new().text("ab").text("c"),
-        Aad::new().text("a").text("bc")
-    );
+    assert_ne!(Aad::new().text("ab").text("c"), Aad::new().text("a").text("bc"));
     assert_ne!(Aad::new().text("a"), Aad::new().bytes(b"a"));
     assert_ne!(Aad::new().number(1), Aad::new().bytes(&1_u64.to_be_bytes()));
     assert_ne!(Aad::new().text("").text("a"), Aad::new().text("a").text(""));
@@ -100,15 +86,9 @@ fn a_stream_opens_in_its_order_only() {
     let first = sealer.seal(&aad(), &secret(b"one")).unwrap();
     let second = sealer.seal(&aad(), &secret(b"two")).unwrap();
     let mut opener = pair.stream_opener(&enc, &info()).unwrap();
-    assert!(matches!(
-        opener.open(&aad(), &second),
-        Err(SealError::NotAuthentic)
-    ));
+    assert!(matches!(opener.open(&aad(), &second), Err(SealError::NotAuthentic)));
     assert_eq!(opener.open(&aad(), &first).unwrap().as_slice(), b"one");
-    assert!(matches!(
-        opener.open(&aad(), &first),
-        Err(SealError::NotAuthentic)
-    ));
+    assert!(matches!(opener.open(&aad(), &first), Err(SealError::NotAuthentic)));
     assert_eq!(opener.open(&aad(), &second).unwrap().as_slice(), b"two");
 }
 
@@ -118,9 +98,7 @@ fn a_kept_secret_makes_the_same_pair() {
     let kept = EdgeKeyPair::from_secret(pair.secret().try_clone().unwrap());
     assert_eq!(pair.public(), kept.public());
     let sealed = seal_one(&pair.public(), &info(), &aad(), &secret(b"hunter2")).unwrap();
-    let opened = kept
-        .open_one(&sealed.enc, &info(), &aad(), &sealed.ciphertext)
-        .unwrap();
+    let opened = kept.open_one(&sealed.enc, &info(), &aad(), &sealed.ciphertext).unwrap();
     assert_eq!(opened.as_slice(), b"hunter2");
 }
 
@@ -130,12 +108,7 @@ fn the_public_key_is_x25519_of_the_secret() {
     let public = "8f40c5adb68f25624ae5b214ea767a6ec94d829d3d7b5e1ad1ba6f3e2138285f";
     let mut secret = std::array::from_fn(|i| i as u8);
     let pair = EdgeKeyPair::from_secret(keyhole_secmem::Key32::from_bytes(&mut secret).unwrap());
-    let shown: String = pair
-        .public()
-        .as_bytes()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let shown: String = pair.public().as_bytes().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(shown, public);
 }
 
@@ -143,28 +116,16 @@ fn the_public_key_is_x25519_of_the_secret() {
 fn unusable_input_is_refused_without_panicking() {
     let pair = EdgeKeyPair::generate().unwrap();
     let zero = EdgePublicKey::from_bytes([0; 32]);
-    assert!(matches!(
-        StreamSealer::new(&zero, &info()),
-        Err(SealError::BadKey)
-    ));
-    assert!(matches!(
-        EdgePublicKey::try_from(&[1_u8; 31][..]),
-        Err(SealError::BadKey)
-    ));
+    assert!(matches!(StreamSealer::new(&zero, &info()), Err(SealError::BadKey)));
+    assert!(matches!(EdgePublicKey::try_from(&[1_u8; 31][..]), Err(SealError::BadKey)));
     for enc in [&[][..], &[1; 31], &[0; 32], &[1; 33]] {
-        assert!(matches!(
-            pair.stream_opener(enc, &info()),
-            Err(SealError::BadKey)
-        ));
+        assert!(matches!(pair.stream_opener(enc, &info()), Err(SealError::BadKey)));
     }
     let (_, enc) = StreamSealer::new(&pair.public(), &info()).unwrap();
     let short = pair.open_one(&enc, &info(), &aad(), &[0; 15]);
     assert!(matches!(short, Err(SealError::TooShort { len: 15 })));
     let long = Info::new(Protocol::MemberKey, &cluster(1), &"x".repeat(70_000), "b");
-    assert!(matches!(
-        StreamSealer::new(&pair.public(), &long),
-        Err(SealError::InfoTooLong { .. })
-    ));
+    assert!(matches!(StreamSealer::new(&pair.public(), &long), Err(SealError::InfoTooLong { .. })));
 }
 
 #[test]

@@ -1,0 +1,112 @@
+//! The connections that are alive, by the id of their peer, so that a revoked peer's end at once.
+//!
+//! Invariant: a connection is listed from before its first byte of HTTP until it is dropped.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+
+/// A registry of live connections. Clones share it.
+#[derive(Clone, Default)]
+pub struct Connections {
+    list: Arc<Mutex<List>>,
+}
+
+#[derive(Default)]
+struct List {
+    next: u64,
+    live: HashMap<u64, (Option<String>, Arc<Switch>)>,
+}
+
+impl Connections {
+    /// An empty registry.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends every connection whose peer's certificate is for `id`, with all calls on them; how many.
+    pub fn close_peer(&self, id: &str) -> usize {
+        self.close(|peer| peer == Some(id))
+    }
+
+    /// Ends every connection; how many.
+    pub fn close_all(&self) -> usize {
+        self.close(|_| true)
+    }
+
+    /// How many are alive.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.list().live.len()
+    }
+
+    pub(super) fn register(&self, id: Option<String>) -> Registration {
+        let switch = Arc::new(Switch::default());
+        let mut list = self.list();
+        let key = list.next;
+        list.next += 1;
+        list.live.insert(key, (id, Arc::clone(&switch)));
+        Registration { connections: self.clone(), key, switch }
+    }
+
+    fn close(&self, chosen: impl Fn(Option<&str>) -> bool) -> usize {
+        let switches: Vec<_> = self
+            .list()
+            .live
+            .values()
+            .filter(|(id, _)| chosen(id.as_deref()))
+            .map(|(_, switch)| Arc::clone(switch))
+            .collect();
+        for switch in &switches {
+            switch.off.store(true, Ordering::Release);
+            switch.reader.wake();
+        }
+        switches.len()
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connections({} live)", self.count())
+    }
+}
+
+/// One connection's place in the registry; dropping it takes it out.
+pub(super) struct Registration {
+    connections: Connections,
+    key: u64,
+    switch: Arc<Switch>,
+}
+
+#[derive(Default)]
+struct Switch {
+    off: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl Registration {
+    /// Ready when the connection shall end; otherwise the reader is woken then.
+    pub(super) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.switch.reader.register(cx.waker());
+        if self.is_closed() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.switch.off.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.connections.list().live.remove(&self.key);
+    }
+}
