@@ -63,10 +63,6 @@ pub struct Assignment {
 impl Assignment {
     /// Every value that a task of this node may read.
     pub fn values(&self) -> BTreeSet<ValueKey> {
-        self.tasks
-            .iter()
-            .flat_map(|task| &task.grants)
-            .map(|grant| grant.value)
-            .collect()
+        self.tasks.iter().flat_map(|task| &task.grants).map(|grant| grant.value).collect()
     }
 }

@@ -78,10 +78,7 @@ impl FromStr for Constraint {
     fn from_str(text: &str) -> Result<Self, ConstraintError> {
         let shown = || text.chars().take(120).collect::<String>();
         // The operator that stands first, so that a value may have the other one in it.
-        let split = |operator| {
-            text.split_once(operator)
-                .map(|(left, right)| (left.len(), right))
-        };
+        let split = |operator| text.split_once(operator).map(|(left, right)| (left.len(), right));
         let (equal, at, right) = match (split("=="), split("!=")) {
             (Some((eq, right)), None) => (true, eq, right),
             (None, Some((ne, right))) => (false, ne, right),
@@ -107,11 +104,7 @@ impl FromStr for Constraint {
         if value.is_empty() || value.len() > 1024 || value.contains(char::is_control) {
             return Err(ConstraintError::Value { text: shown() });
         }
-        Ok(Self {
-            attribute,
-            equal,
-            value: value.to_owned(),
-        })
+        Ok(Self { attribute, equal, value: value.to_owned() })
     }
 }
 
@@ -134,11 +127,7 @@ mod tests {
     fn admits(text: &str) -> bool {
         let labels = Labels::new(BTreeMap::from([("zone".into(), "eu".into())])).unwrap();
         let id = NodeId::from_entropy([1; 16]);
-        let facts = NodeFacts {
-            id,
-            hostname: "alpha",
-            labels: &labels,
-        };
+        let facts = NodeFacts { id, hostname: "alpha", labels: &labels };
         text.parse::<Constraint>().unwrap().admits(&facts)
     }
 
@@ -150,10 +139,7 @@ mod tests {
         assert!(!admits("node.labels.zone==us"));
         assert!(admits("node.hostname==alpha"));
         assert!(!admits("node.hostname==ALPHA"));
-        assert!(admits(&format!(
-            "node.id=={}",
-            NodeId::from_entropy([1; 16])
-        )));
+        assert!(admits(&format!("node.id=={}", NodeId::from_entropy([1; 16]))));
     }
 
     #[test]

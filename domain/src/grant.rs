@@ -88,17 +88,10 @@ const MAX_OWNER: u32 = u32::MAX - 1;
 
 fn owner(key: &'static str, text: &str) -> Result<u32, GrantSpecError> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let number = if digits {
-        text.parse::<u32>().ok()
-    } else {
-        None
-    };
+    let number = if digits { text.parse::<u32>().ok() } else { None };
     number
         .filter(|n| *n <= MAX_OWNER)
-        .ok_or_else(|| GrantSpecError::Owner {
-            key,
-            text: text.chars().take(32).collect(),
-        })
+        .ok_or_else(|| GrantSpecError::Owner { key, text: text.chars().take(32).collect() })
 }
 
 /// The fields of one `--secret`, each at most once.
@@ -120,12 +113,9 @@ impl<'a> Fields<'a> {
             return Ok(fields);
         }
         for field in text.split(',') {
-            let (key, value) =
-                field
-                    .split_once('=')
-                    .ok_or_else(|| GrantSpecError::NotKeyValue {
-                        field: field.to_owned(),
-                    })?;
+            let (key, value) = field
+                .split_once('=')
+                .ok_or_else(|| GrantSpecError::NotKeyValue { field: field.to_owned() })?;
             let (key, slot) = match key.to_ascii_lowercase().as_str() {
                 "source" | "src" => ("source", &mut fields.source),
                 "target" => ("target", &mut fields.target),
@@ -134,9 +124,7 @@ impl<'a> Fields<'a> {
                 "mode" => ("mode", &mut fields.mode),
                 "version" => ("version", &mut fields.version),
                 _ => {
-                    return Err(GrantSpecError::UnknownKey {
-                        key: key.to_owned(),
-                    });
+                    return Err(GrantSpecError::UnknownKey { key: key.to_owned() });
                 }
             };
             if slot.replace(value).is_some() {
@@ -169,18 +157,8 @@ impl FromStr for GrantSpec {
 
 impl fmt::Display for GrantSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            source,
-            target,
-            uid,
-            gid,
-            mode,
-            pinned,
-        } = self;
-        write!(
-            f,
-            "source={source},target={target},uid={uid},gid={gid},mode={mode}"
-        )?;
+        let Self { source, target, uid, gid, mode, pinned } = self;
+        write!(f, "source={source},target={target},uid={uid},gid={gid},mode={mode}")?;
         pinned.map_or(Ok(()), |version| write!(f, ",version={version}"))
     }
 }
@@ -196,10 +174,7 @@ mod tests {
     #[test]
     fn short_form_has_dockers_defaults() {
         let grant = parse("db").unwrap();
-        assert_eq!(
-            grant.to_string(),
-            "source=db,target=db,uid=0,gid=0,mode=0444"
-        );
+        assert_eq!(grant.to_string(), "source=db,target=db,uid=0,gid=0,mode=0444");
     }
 
     #[test]

@@ -95,21 +95,14 @@ mod tests {
             assert_eq!(id.as_str().len(), ID_LEN);
             assert_eq!(id.as_str().parse::<SecretId>(), Ok(id));
         }
-        assert_ne!(
-            SecretId::from_entropy([0; 16]),
-            SecretId::from_entropy([1; 16])
-        );
+        assert_ne!(SecretId::from_entropy([0; 16]), SecretId::from_entropy([1; 16]));
     }
 
     #[test]
     fn other_texts_are_refused() {
-        for text in [
-            "",
-            "abc",
-            "ABCDEFGHIJKLMNOPQRSTUVWXY",
-            &"a".repeat(26),
-            "é23456789012345678901234",
-        ] {
+        for text in
+            ["", "abc", "ABCDEFGHIJKLMNOPQRSTUVWXY", &"a".repeat(26), "é23456789012345678901234"]
+        {
             assert!(text.parse::<NodeId>().is_err(), "{text:?}");
         }
     }

@@ -24,9 +24,7 @@ impl FileMode {
     pub fn new(bits: u32) -> Result<Self, ModeError> {
         match u16::try_from(bits) {
             Ok(bits) if bits <= 0o777 => Ok(Self(bits)),
-            _ => Err(ModeError {
-                text: format!("{bits:o}"),
-            }),
+            _ => Err(ModeError { text: format!("{bits:o}") }),
         }
     }
 
@@ -40,9 +38,7 @@ impl FromStr for FileMode {
     type Err = ModeError;
 
     fn from_str(text: &str) -> Result<Self, ModeError> {
-        let error = || ModeError {
-            text: text.chars().take(32).collect(),
-        };
+        let error = || ModeError { text: text.chars().take(32).collect() };
         // from_str_radix takes a sign, which a mode has not.
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(error());
@@ -78,17 +74,7 @@ mod tests {
 
     #[test]
     fn bits_above_0777_and_nonsense_are_refused() {
-        for text in [
-            "",
-            "1000",
-            "4755",
-            "8",
-            "0o440",
-            "+440",
-            "-1",
-            "rwx",
-            "99999999999999",
-        ] {
+        for text in ["", "1000", "4755", "8", "0o440", "+440", "-1", "rwx", "99999999999999"] {
             assert!(text.parse::<FileMode>().is_err(), "{text:?}");
         }
     }

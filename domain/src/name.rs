@@ -46,18 +46,11 @@ fn check(
     let fits = bytes.len() <= max
         && first.is_ascii_alphanumeric()
         && last.is_ascii_alphanumeric()
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_alphanumeric() || extra.contains(b));
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || extra.contains(b));
     if fits {
         return Ok(());
     }
-    Err(NameError::Invalid {
-        kind,
-        text: text.chars().take(80).collect(),
-        max,
-        allowed,
-    })
+    Err(NameError::Invalid { kind, text: text.chars().take(80).collect(), max, allowed })
 }
 
 macro_rules! names {
@@ -142,9 +135,7 @@ impl Labels {
     /// Checks and takes labels.
     pub fn new(labels: BTreeMap<String, String>) -> Result<Self, LabelsError> {
         if labels.len() > MAX_LABELS {
-            return Err(LabelsError::TooMany {
-                count: labels.len(),
-            });
+            return Err(LabelsError::TooMany { count: labels.len() });
         }
         let bytes = labels.iter().map(|(k, v)| k.len() + v.len()).sum();
         if bytes > MAX_LABEL_BYTES {
@@ -153,14 +144,10 @@ impl Labels {
         for (key, value) in &labels {
             let bad_key = |c: char| c.is_whitespace() || c.is_control() || c == '=';
             if key.is_empty() || key.contains(bad_key) {
-                return Err(LabelsError::Key {
-                    key: key.chars().take(80).collect(),
-                });
+                return Err(LabelsError::Key { key: key.chars().take(80).collect() });
             }
             if value.contains(char::is_control) {
-                return Err(LabelsError::Value {
-                    key: key.chars().take(80).collect(),
-                });
+                return Err(LabelsError::Value { key: key.chars().take(80).collect() });
             }
         }
         Ok(Self(labels))
@@ -186,28 +173,14 @@ mod tests {
         for text in ["a", "db.password", "A-1_b", &"x".repeat(64)] {
             assert!(text.parse::<SecretName>().is_ok(), "{text:?}");
         }
-        for text in [
-            "",
-            ".a",
-            "a.",
-            "-",
-            "a b",
-            "a/b",
-            "a\n",
-            "a\0b",
-            "é",
-            &"x".repeat(65),
-        ] {
+        for text in ["", ".a", "a.", "-", "a b", "a/b", "a\n", "a\0b", "é", &"x".repeat(65)] {
             assert!(text.parse::<SecretName>().is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn names_are_case_sensitive() {
-        assert_ne!(
-            "Db".parse::<SecretName>().unwrap(),
-            "db".parse::<SecretName>().unwrap()
-        );
+        assert_ne!("Db".parse::<SecretName>().unwrap(), "db".parse::<SecretName>().unwrap());
     }
 
     #[test]
@@ -224,12 +197,7 @@ mod tests {
         assert!(one("a b", "v").is_err());
         assert!(one("a", "v\n").is_err());
         assert!(one("a", &"x".repeat(1 << 20)).is_err());
-        let many = (0..10_000)
-            .map(|i| (format!("k{i}"), String::new()))
-            .collect();
-        assert_eq!(
-            Labels::new(many),
-            Err(LabelsError::TooMany { count: 10_000 })
-        );
+        let many = (0..10_000).map(|i| (format!("k{i}"), String::new())).collect();
+        assert_eq!(Labels::new(many), Err(LabelsError::TooMany { count: 10_000 }));
     }
 }

@@ -86,10 +86,8 @@ impl FromStr for Target {
         if text.contains(char::is_control) {
             return Err(TargetError::Control { text: shown() });
         }
-        let components: Vec<&str> = text
-            .split('/')
-            .filter(|part| !part.is_empty() && *part != ".")
-            .collect();
+        let components: Vec<&str> =
+            text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         if components.contains(&"..") {
             return Err(TargetError::Parent { text: shown() });
         }
@@ -134,13 +132,9 @@ mod tests {
 
     #[test]
     fn spellings_of_one_file_are_one_target() {
-        for text in [
-            "tls/key",
-            "./tls//key",
-            "tls/./key",
-            "/run/secrets/tls/key",
-            "//run/secrets//tls/key",
-        ] {
+        for text in
+            ["tls/key", "./tls//key", "tls/./key", "/run/secrets/tls/key", "//run/secrets//tls/key"]
+        {
             assert_eq!(target(text).as_str(), "tls/key", "{text:?}");
         }
     }

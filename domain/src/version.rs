@@ -41,9 +41,9 @@ impl FromStr for Version {
     fn from_str(text: &str) -> Result<Self, VersionError> {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         let number = if digits { text.parse().ok() } else { None };
-        number.and_then(Self::new).ok_or_else(|| VersionError {
-            text: text.chars().take(32).collect(),
-        })
+        number
+            .and_then(Self::new)
+            .ok_or_else(|| VersionError { text: text.chars().take(32).collect() })
     }
 }
 
@@ -95,14 +95,8 @@ mod tests {
 
     #[test]
     fn a_restored_history_is_newer() {
-        let old = Revision {
-            incarnation: 1,
-            index: 900,
-        };
-        let restored = Revision {
-            incarnation: 2,
-            index: 5,
-        };
+        let old = Revision { incarnation: 1, index: 900 };
+        let restored = Revision { incarnation: 2, index: 5 };
         assert!(restored > old);
     }
 }

@@ -39,11 +39,7 @@ pub(crate) type Change = Applied;
 
 impl Applied {
     pub(crate) fn rows(rows: impl IntoIterator<Item = RowKey>, outcome: Outcome) -> Self {
-        Self {
-            rows: rows.into_iter().collect(),
-            nodes: BTreeSet::new(),
-            outcome,
-        }
+        Self { rows: rows.into_iter().collect(), nodes: BTreeSet::new(), outcome }
     }
 }
 
@@ -58,38 +54,24 @@ impl State {
         }
         match &envelope.command {
             Command::Init(init) => self.init(at, init),
-            Command::CreateSecret {
-                id,
-                name,
-                labels,
-                value,
-            } => self.create_secret(when, *id, name, labels, value),
+            Command::CreateSecret { id, name, labels, value } => {
+                self.create_secret(when, *id, name, labels, value)
+            }
             Command::SetSecretLabels { id, labels } => self.set_secret_labels(when, *id, labels),
             Command::RotateSecrets { items } => self.rotate_secrets(when, items),
             Command::RollbackSecret { id, to } => self.rollback_secret(when, *id, *to),
             Command::RemoveSecret { id } => self.remove_secret(*id),
-            Command::CreateService {
-                id,
-                name,
-                labels,
-                grants,
-                constraints,
-            } => self.create_service(when, *id, name, (labels, grants, constraints)),
-            Command::UpdateService {
-                id,
-                expected,
-                labels,
-                grants,
-                constraints,
-            } => self.update_service(when, *id, *expected, (labels, grants, constraints)),
+            Command::CreateService { id, name, labels, grants, constraints } => {
+                self.create_service(when, *id, name, (labels, grants, constraints))
+            }
+            Command::UpdateService { id, expected, labels, grants, constraints } => {
+                self.update_service(when, *id, *expected, (labels, grants, constraints))
+            }
             Command::RollbackService { id } => self.rollback_service(when, *id),
             Command::RemoveService { id } => self.remove_service(*id),
-            Command::ClaimTask {
-                id,
-                service,
-                node,
-                cgroup,
-            } => self.claim_task(at, *id, *service, *node, cgroup),
+            Command::ClaimTask { id, service, node, cgroup } => {
+                self.claim_task(at, *id, *service, *node, cgroup)
+            }
             Command::EndTask { id, node, reason } => self.end_task(at, *id, *node, reason),
             Command::SyncTasks { node, live } => self.sync_tasks(at, *node, live),
             Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),

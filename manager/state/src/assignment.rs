@@ -26,16 +26,10 @@ impl State {
     /// grant. Nothing of a service without a task on the node is ever in it.
     pub fn assignment(&self, node: NodeId) -> Assignment {
         let tasks = match self.nodes.contains_key(&node) {
-            true => self
-                .live_tasks(node)
-                .filter_map(|task| self.assigned(task))
-                .collect(),
+            true => self.live_tasks(node).filter_map(|task| self.assigned(task)).collect(),
             false => Vec::new(),
         };
-        Assignment {
-            revision: self.revision(),
-            tasks,
-        }
+        Assignment { revision: self.revision(), tasks }
     }
 
     /// Whether a task's node may hold it now.
@@ -51,8 +45,7 @@ impl State {
         else {
             return Standing::Ended;
         };
-        self.refusal(service, node)
-            .map_or(Standing::Admitted, Standing::Rejected)
+        self.refusal(service, node).map_or(Standing::Admitted, Standing::Rejected)
     }
 
     fn refusal(&self, service: &Service, node: &Node) -> Option<String> {
@@ -71,13 +64,8 @@ impl State {
             ));
         }
         let facts = node.facts();
-        let unmet = constraints
-            .iter()
-            .find(|constraint| !constraint.admits(&facts))?;
-        Some(format!(
-            "node {} does not meet the constraint {unmet}",
-            node.hostname
-        ))
+        let unmet = constraints.iter().find(|constraint| !constraint.admits(&facts))?;
+        Some(format!("node {} does not meet the constraint {unmet}", node.hostname))
     }
 
     fn assigned(&self, task: &Task) -> Option<AssignedTask> {
@@ -87,22 +75,13 @@ impl State {
             Standing::Rejected(reason) => (Vec::new(), Some(reason)),
             Standing::Ended => return None,
         };
-        Some(AssignedTask {
-            id: task.id,
-            service: service.name.clone(),
-            grants,
-            rejected,
-        })
+        Some(AssignedTask { id: task.id, service: service.name.clone(), grants, rejected })
     }
 
     /// Every grant with the version it shows; if one can't be delivered, none is, and the reason says which.
     fn resolve_grants(&self, service: &Service) -> (Vec<AssignedGrant>, Option<String>) {
-        let resolved: Result<Vec<AssignedGrant>, String> = service
-            .spec
-            .grants
-            .iter()
-            .map(|grant| self.resolve_grant(grant))
-            .collect();
+        let resolved: Result<Vec<AssignedGrant>, String> =
+            service.spec.grants.iter().map(|grant| self.resolve_grant(grant)).collect();
         match resolved {
             Ok(grants) => (grants, None),
             Err(reason) => (Vec::new(), Some(reason)),
@@ -119,10 +98,7 @@ impl State {
             .ok_or_else(|| format!("secret {} has no version {version}", secret.name))?;
         Ok(AssignedGrant {
             id: grant.id,
-            value: ValueKey {
-                secret: secret.id,
-                version,
-            },
+            value: ValueKey { secret: secret.id, version },
             size: u32::try_from(kept.value.size()).unwrap_or(u32::MAX),
             name: secret.name.clone(),
             target: grant.target.clone(),
@@ -134,22 +110,14 @@ impl State {
 
     pub(crate) fn nodes_with_service(&self, service: ServiceId) -> BTreeSet<NodeId> {
         let live = self.tasks.values().filter(|task| task.end.is_none());
-        live.filter(|task| task.service == service)
-            .map(|task| task.node)
-            .collect()
+        live.filter(|task| task.service == service).map(|task| task.node).collect()
     }
 
     pub(crate) fn nodes_with_secret(&self, secret: SecretId) -> BTreeSet<NodeId> {
         let grants = |service: &Service| service.spec.grants.iter().any(|g| g.secret == secret);
-        let services: BTreeSet<ServiceId> = self
-            .services
-            .values()
-            .filter(|s| grants(s))
-            .map(|service| service.id)
-            .collect();
+        let services: BTreeSet<ServiceId> =
+            self.services.values().filter(|s| grants(s)).map(|service| service.id).collect();
         let live = self.tasks.values().filter(|task| task.end.is_none());
-        live.filter(|task| services.contains(&task.service))
-            .map(|task| task.node)
-            .collect()
+        live.filter(|task| services.contains(&task.service)).map(|task| task.node).collect()
     }
 }

@@ -64,41 +64,24 @@ fn action(command: &Command) -> &'static str {
 impl State {
     /// The objects that a command names, for its audit record; call it before the command is applied.
     pub fn audit_objects(&self, command: &Command) -> Vec<String> {
-        let secret = |id| {
-            self.secrets
-                .get(id)
-                .map_or(format!("{id}"), |s| s.name.to_string())
-        };
-        let service = |id| {
-            self.services
-                .get(id)
-                .map_or(format!("{id}"), |s| s.name.to_string())
-        };
-        let node = |id| {
-            self.nodes
-                .get(id)
-                .map_or(format!("{id}"), |n| format!("{} ({id})", n.hostname))
-        };
+        let secret = |id| self.secrets.get(id).map_or(format!("{id}"), |s| s.name.to_string());
+        let service = |id| self.services.get(id).map_or(format!("{id}"), |s| s.name.to_string());
+        let node =
+            |id| self.nodes.get(id).map_or(format!("{id}"), |n| format!("{} ({id})", n.hostname));
         match command {
             Command::Init(init) => vec![init.id.to_string()],
             Command::CreateSecret { name, .. } => vec![name.to_string()],
             Command::SetSecretLabels { id, .. }
             | Command::RollbackSecret { id, .. }
             | Command::RemoveSecret { id } => vec![secret(id)],
-            Command::RotateSecrets { items } => items
-                .iter()
-                .map(|item| format!("{} v{}", secret(&item.id), item.version))
-                .collect(),
+            Command::RotateSecrets { items } => {
+                items.iter().map(|item| format!("{} v{}", secret(&item.id), item.version)).collect()
+            }
             Command::CreateService { name, .. } => vec![name.to_string()],
             Command::UpdateService { id, .. }
             | Command::RollbackService { id }
             | Command::RemoveService { id } => vec![service(id)],
-            Command::ClaimTask {
-                id,
-                service: of,
-                node: on,
-                ..
-            } => {
+            Command::ClaimTask { id, service: of, node: on, .. } => {
                 vec![id.to_string(), service(of), node(on)]
             }
             Command::EndTask { id, node: on, .. } => vec![id.to_string(), node(on)],

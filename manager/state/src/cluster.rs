@@ -25,11 +25,7 @@ pub struct SealedKey {
 
 impl fmt::Debug for SealedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "SealedKey(for members {:?})",
-            self.seals.keys().collect::<Vec<_>>()
-        )
+        write!(f, "SealedKey(for members {:?})", self.seals.keys().collect::<Vec<_>>())
     }
 }
 
@@ -119,9 +115,7 @@ pub struct Cluster {
 impl State {
     pub(crate) fn init(&mut self, at: Timestamp, init: &InitCluster) -> Result<Change, Rejected> {
         if let Some(cluster) = &self.cluster {
-            return Err(Rejected::AlreadyInitialised {
-                cluster: cluster.id,
-            });
+            return Err(Rejected::AlreadyInitialised { cluster: cluster.id });
         }
         self.cluster = Some(Cluster {
             id: init.id,
@@ -164,27 +158,20 @@ impl State {
         }
         let mut rows = vec![RowKey::Cluster];
         if let Some((id, address)) = &change.address {
-            let member = self
-                .members
-                .get_mut(id)
-                .ok_or(Rejected::NoMember { id: *id })?;
+            let member = self.members.get_mut(id).ok_or(Rejected::NoMember { id: *id })?;
             member.address.clone_from(address);
             rows.push(RowKey::Member(*id));
         }
         let cluster = self.cluster_mut()?;
         cluster.quota_bytes = change.quota_bytes.unwrap_or(cluster.quota_bytes);
-        cluster.certificate_seconds = change
-            .certificate_seconds
-            .unwrap_or(cluster.certificate_seconds);
+        cluster.certificate_seconds =
+            change.certificate_seconds.unwrap_or(cluster.certificate_seconds);
         cluster.unconstrained = change.unconstrained.unwrap_or(cluster.unconstrained);
         let nodes = match change.unconstrained {
             Some(_) => self.nodes.keys().copied().collect(),
             None => BTreeSet::new(),
         };
-        Ok(Change {
-            nodes,
-            ..Change::rows(rows, Outcome::Done)
-        })
+        Ok(Change { nodes, ..Change::rows(rows, Outcome::Done) })
     }
 
     pub(crate) fn cluster_mut(&mut self) -> Result<&mut Cluster, Rejected> {

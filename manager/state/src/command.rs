@@ -121,12 +121,7 @@ pub enum Command {
     /// Makes the cluster.
     Init(Box<InitCluster>),
     /// A new secret with version 1.
-    CreateSecret {
-        id: SecretId,
-        name: SecretName,
-        labels: Labels,
-        value: SealedValue,
-    },
+    CreateSecret { id: SecretId, name: SecretName, labels: Labels, value: SealedValue },
     /// New labels, whole; the name and values never change by this.
     SetSecretLabels { id: SecretId, labels: Labels },
     /// The next version of one or more secrets, all or none.
@@ -156,18 +151,9 @@ pub enum Command {
     /// Removes a service; its tasks lose their secrets at once.
     RemoveService { id: ServiceId },
     /// A node says that it has a task of a service.
-    ClaimTask {
-        id: TaskId,
-        service: ServiceId,
-        node: NodeId,
-        cgroup: String,
-    },
+    ClaimTask { id: TaskId, service: ServiceId, node: NodeId, cgroup: String },
     /// A node says that a task ended.
-    EndTask {
-        id: TaskId,
-        node: NodeId,
-        reason: String,
-    },
+    EndTask { id: TaskId, node: NodeId, reason: String },
     /// A node says which tasks it still has; all others of it ended.
     SyncTasks { node: NodeId, live: Vec<TaskId> },
     /// A machine joined.

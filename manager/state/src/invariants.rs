@@ -16,29 +16,15 @@ impl State {
     }
 
     fn names_match(&self) -> Result<(), String> {
-        let secrets: BTreeSet<_> = self
-            .secrets
-            .values()
-            .map(|s| (s.name.clone(), s.id))
-            .collect();
-        let index: BTreeSet<_> = self
-            .secret_names
-            .iter()
-            .map(|(n, id)| (n.clone(), *id))
-            .collect();
+        let secrets: BTreeSet<_> = self.secrets.values().map(|s| (s.name.clone(), s.id)).collect();
+        let index: BTreeSet<_> = self.secret_names.iter().map(|(n, id)| (n.clone(), *id)).collect();
         if secrets != index {
             return Err("the index of secret names differs from the secrets".into());
         }
-        let services: BTreeSet<_> = self
-            .services
-            .values()
-            .map(|s| (s.name.clone(), s.id))
-            .collect();
-        let index: BTreeSet<_> = self
-            .service_names
-            .iter()
-            .map(|(n, id)| (n.clone(), *id))
-            .collect();
+        let services: BTreeSet<_> =
+            self.services.values().map(|s| (s.name.clone(), s.id)).collect();
+        let index: BTreeSet<_> =
+            self.service_names.iter().map(|(n, id)| (n.clone(), *id)).collect();
         match services == index {
             true => Ok(()),
             false => Err("the index of service names differs from the services".into()),
@@ -50,33 +36,16 @@ impl State {
         for secret in self.secrets.values() {
             let name = &secret.name;
             if !secret.versions.contains_key(&secret.current) {
-                return Err(format!(
-                    "secret {name}: current version {} is gone",
-                    secret.current
-                ));
+                return Err(format!("secret {name}: current version {} is gone", secret.current));
             }
-            if secret
-                .versions
-                .keys()
-                .next_back()
-                .is_none_or(|newest| *newest > secret.last)
-            {
-                return Err(format!(
-                    "secret {name}: a version is above the last one made"
-                ));
+            if secret.versions.keys().next_back().is_none_or(|newest| *newest > secret.last) {
+                return Err(format!("secret {name}: a version is above the last one made"));
             }
             let pinned = self.pinned_versions(secret.id).len();
             if secret.versions.len() > KEPT_VERSIONS + pinned + 1 {
-                return Err(format!(
-                    "secret {name}: {} versions kept",
-                    secret.versions.len()
-                ));
+                return Err(format!("secret {name}: {} versions kept", secret.versions.len()));
             }
-            bytes += secret
-                .versions
-                .values()
-                .map(|version| version.value.size())
-                .sum::<u64>();
+            bytes += secret.versions.values().map(|version| version.value.size()).sum::<u64>();
         }
         match bytes == self.value_bytes {
             true => Ok(()),
@@ -85,33 +54,21 @@ impl State {
     }
 
     fn grants_resolve(&self) -> Result<(), String> {
-        let next = self
-            .cluster
-            .as_ref()
-            .map_or(1, |cluster| cluster.next_grant);
+        let next = self.cluster.as_ref().map_or(1, |cluster| cluster.next_grant);
         for service in self.services.values() {
             let name = &service.name;
             for grant in service.all_grants() {
                 let Some(secret) = self.secrets.get(&grant.secret) else {
-                    return Err(format!(
-                        "service {name}: target {} has no secret",
-                        grant.target
-                    ));
+                    return Err(format!("service {name}: target {} has no secret", grant.target));
                 };
-                if grant
-                    .pinned
-                    .is_some_and(|pinned| !secret.versions.contains_key(&pinned))
-                {
+                if grant.pinned.is_some_and(|pinned| !secret.versions.contains_key(&pinned)) {
                     return Err(format!(
                         "service {name}: a pinned version of {} is gone",
                         secret.name
                     ));
                 }
                 if grant.id.0 >= next {
-                    return Err(format!(
-                        "service {name}: grant {} is from the future",
-                        grant.id.0
-                    ));
+                    return Err(format!("service {name}: grant {} is from the future", grant.id.0));
                 }
             }
             Self::targets_are_apart(service)?;

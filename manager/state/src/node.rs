@@ -36,11 +36,7 @@ pub struct Node {
 impl Node {
     /// What constraints may look at.
     pub fn facts(&self) -> NodeFacts<'_> {
-        NodeFacts {
-            id: self.id,
-            hostname: &self.hostname,
-            labels: &self.labels,
-        }
+        NodeFacts { id: self.id, hostname: &self.hostname, labels: &self.labels }
     }
 }
 
@@ -52,10 +48,7 @@ impl State {
         hostname: &str,
     ) -> Result<Change, Rejected> {
         if self.nodes.contains_key(&id) {
-            return Err(Rejected::IdTaken {
-                kind: "node",
-                id: id.to_string(),
-            });
+            return Err(Rejected::IdTaken { kind: "node", id: id.to_string() });
         }
         let node = Node {
             id,
@@ -86,10 +79,7 @@ impl State {
             node.availability = availability;
         }
         let nodes = [id].into();
-        Ok(Change {
-            nodes,
-            ..Change::rows([RowKey::Node(id)], Outcome::Node(id))
-        })
+        Ok(Change { nodes, ..Change::rows([RowKey::Node(id)], Outcome::Node(id)) })
     }
 
     pub(crate) fn remove_node(&mut self, id: NodeId) -> Result<Change, Rejected> {
@@ -109,8 +99,5 @@ impl State {
 }
 
 fn not_found(id: NodeId) -> Rejected {
-    Rejected::NotFound {
-        kind: "node",
-        name: id.to_string(),
-    }
+    Rejected::NotFound { kind: "node", name: id.to_string() }
 }

@@ -30,11 +30,7 @@ pub enum Rejected {
     #[error("{kind} {name} not found")]
     NotFound { kind: &'static str, name: String },
     #[error("{kind} {name} is ambiguous ({count} matches found); give more of the id")]
-    Ambiguous {
-        kind: &'static str,
-        name: String,
-        count: usize,
-    },
+    Ambiguous { kind: &'static str, name: String, count: usize },
     #[error("{kind} {name} already exists")]
     Exists { kind: &'static str, name: String },
     #[error("{kind} id {id} is taken; try again")]
@@ -45,33 +41,15 @@ pub enum Rejected {
     #[error(
         "secret {name}: version {given} was sealed, but {next} is next; somebody else rotated it, try again"
     )]
-    VersionRaced {
-        name: String,
-        given: Version,
-        next: Version,
-    },
+    VersionRaced { name: String, given: Version, next: Version },
     #[error("secret {name} is named twice in one command")]
     Twice { name: String },
     #[error("secret {name} has no version {version}; kept are {}", list(kept))]
-    NoVersion {
-        name: String,
-        version: Version,
-        kept: Vec<Version>,
-    },
-    #[error(
-        "secret {name} has no version before {current}; kept are {}",
-        list(kept)
-    )]
-    NothingBefore {
-        name: String,
-        current: Version,
-        kept: Vec<Version>,
-    },
+    NoVersion { name: String, version: Version, kept: Vec<Version> },
+    #[error("secret {name} has no version before {current}; kept are {}", list(kept))]
+    NothingBefore { name: String, current: Version, kept: Vec<Version> },
     #[error("secret {name}: {error}")]
-    Value {
-        name: String,
-        error: keyhole_domain::ValueLenError,
-    },
+    Value { name: String, error: keyhole_domain::ValueLenError },
     #[error("secret {name}: its value was sealed under key epoch {given}, which is not known")]
     Epoch { name: String, given: u32 },
     #[error(
@@ -82,22 +60,14 @@ pub enum Rejected {
     #[error("a quota of {quota} bytes is below the {used} bytes in use")]
     QuotaBelowUse { quota: u64, used: u64 },
     #[error("secret references '{first}' and '{second}' have a conflicting target: '{target}'")]
-    TargetConflict {
-        first: String,
-        second: String,
-        target: Target,
-    },
+    TargetConflict { first: String, second: String, target: Target },
     #[error("{count} grants given; a service has at most {MAX_GRANTS}")]
     TooManyGrants { count: usize },
     #[error(
         "update out of sequence: service {name} is at {actual}, the change was made from {expected}; \
              look at it again and repeat"
     )]
-    OutOfSequence {
-        name: String,
-        expected: u64,
-        actual: u64,
-    },
+    OutOfSequence { name: String, expected: u64, actual: u64 },
     #[error("service {name} has no previous spec to roll back to")]
     NoPreviousSpec { name: String },
     #[error("no member has the id {id}")]
@@ -111,11 +81,7 @@ pub enum Rejected {
 }
 
 fn list(versions: &[Version]) -> String {
-    versions
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Rejected {

@@ -14,15 +14,10 @@ fn by_prefix<'a, K: AsRefStr, V>(
     let mut matches = table.iter().filter(|(id, _)| id.text().starts_with(text));
     match (matches.next(), matches.count()) {
         (Some((_, found)), 0) if !text.is_empty() => Ok(found),
-        (Some(_), more) if !text.is_empty() => Err(Rejected::Ambiguous {
-            kind,
-            name: text.to_owned(),
-            count: more + 1,
-        }),
-        _ => Err(Rejected::NotFound {
-            kind,
-            name: text.chars().take(80).collect(),
-        }),
+        (Some(_), more) if !text.is_empty() => {
+            Err(Rejected::Ambiguous { kind, name: text.to_owned(), count: more + 1 })
+        }
+        _ => Err(Rejected::NotFound { kind, name: text.chars().take(80).collect() }),
     }
 }
 
@@ -38,11 +33,7 @@ macro_rules! texts {
     })*};
 }
 
-texts!(
-    keyhole_domain::SecretId,
-    keyhole_domain::ServiceId,
-    keyhole_domain::NodeId
-);
+texts!(keyhole_domain::SecretId, keyhole_domain::ServiceId, keyhole_domain::NodeId);
 
 impl State {
     /// The secret that `text` means.
@@ -50,10 +41,7 @@ impl State {
         if let Some(secret) = text.parse().ok().and_then(|id| self.secrets.get(&id)) {
             return Ok(secret);
         }
-        let named = text
-            .parse()
-            .ok()
-            .and_then(|name| self.secret_names.get(&name));
+        let named = text.parse().ok().and_then(|name| self.secret_names.get(&name));
         match named.and_then(|id| self.secrets.get(id)) {
             Some(secret) => Ok(secret),
             None => by_prefix("secret", text, &self.secrets),
@@ -65,10 +53,7 @@ impl State {
         if let Some(service) = text.parse().ok().and_then(|id| self.services.get(&id)) {
             return Ok(service);
         }
-        let named = text
-            .parse()
-            .ok()
-            .and_then(|name| self.service_names.get(&name));
+        let named = text.parse().ok().and_then(|name| self.service_names.get(&name));
         match named.and_then(|id| self.services.get(id)) {
             Some(service) => Ok(service),
             None => by_prefix("service", text, &self.services),
@@ -83,11 +68,9 @@ impl State {
         let mut named = self.nodes.values().filter(|node| node.hostname == text);
         match (named.next(), named.count()) {
             (Some(node), 0) => Ok(node),
-            (Some(_), more) => Err(Rejected::Ambiguous {
-                kind: "node",
-                name: text.to_owned(),
-                count: more + 1,
-            }),
+            (Some(_), more) => {
+                Err(Rejected::Ambiguous { kind: "node", name: text.to_owned(), count: more + 1 })
+            }
             (None, _) => by_prefix("node", text, &self.nodes),
         }
     }

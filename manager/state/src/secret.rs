@@ -33,12 +33,7 @@ impl SealedValue {
 
 impl fmt::Debug for SealedValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "SealedValue(epoch {}, {} bytes)",
-            self.epoch,
-            self.size()
-        )
+        write!(f, "SealedValue(epoch {}, {} bytes)", self.epoch, self.size())
     }
 }
 
@@ -83,13 +78,8 @@ impl Secret {
 
     /// Drops what is beyond the last [`KEPT_VERSIONS`], except the current one and the pinned ones.
     fn prune(&mut self, pinned: &BTreeSet<Version>) -> Vec<(Version, u64)> {
-        let newest = self
-            .versions
-            .keys()
-            .rev()
-            .take(KEPT_VERSIONS)
-            .copied()
-            .collect::<BTreeSet<_>>();
+        let newest =
+            self.versions.keys().rev().take(KEPT_VERSIONS).copied().collect::<BTreeSet<_>>();
         let current = self.current;
         let keep = |v: &Version| *v == current || newest.contains(v) || pinned.contains(v);
         let dropped: Vec<(Version, u64)> = self
@@ -115,24 +105,14 @@ impl State {
         value: &SealedValue,
     ) -> Result<Change, Rejected> {
         if self.secret_names.contains_key(name) {
-            return Err(Rejected::Exists {
-                kind: "secret",
-                name: name.to_string(),
-            });
+            return Err(Rejected::Exists { kind: "secret", name: name.to_string() });
         }
         if self.secrets.contains_key(&id) {
-            return Err(Rejected::IdTaken {
-                kind: "secret",
-                id: id.to_string(),
-            });
+            return Err(Rejected::IdTaken { kind: "secret", id: id.to_string() });
         }
         self.check_value(name, value)?;
         self.check_quota(value.size())?;
-        let version = SecretVersion {
-            created_at: at,
-            index,
-            value: Arc::new(value.clone()),
-        };
+        let version = SecretVersion { created_at: at, index, value: Arc::new(value.clone()) };
         self.value_bytes += value.size();
         self.secret_names.insert(name.clone(), id);
         self.secrets.insert(
@@ -150,10 +130,7 @@ impl State {
             },
         );
         let rows = [RowKey::Secret(id), RowKey::Version(id, Version::FIRST)];
-        Ok(Change::rows(
-            rows,
-            Outcome::Secrets(vec![(id, Version::FIRST)]),
-        ))
+        Ok(Change::rows(rows, Outcome::Secrets(vec![(id, Version::FIRST)])))
     }
 
     pub(crate) fn set_secret_labels(
@@ -181,26 +158,16 @@ impl State {
             change.nodes.extend(self.nodes_with_secret(item.id));
             let secret = self.secret_mut(item.id)?;
             let value = Arc::new(item.value.clone());
-            let version = SecretVersion {
-                created_at: at,
-                index,
-                value,
-            };
+            let version = SecretVersion { created_at: at, index, value };
             secret.versions.insert(item.version, version);
             (secret.current, secret.last) = (item.version, item.version);
             (secret.updated_at, secret.index) = (at, index);
             self.value_bytes += item.value.size();
-            change.rows.extend([
-                RowKey::Secret(item.id),
-                RowKey::Version(item.id, item.version),
-            ]);
+            change.rows.extend([RowKey::Secret(item.id), RowKey::Version(item.id, item.version)]);
             self.prune_versions([item.id].into(), &mut change);
             made.push((item.id, item.version));
         }
-        Ok(Change {
-            outcome: Outcome::Secrets(made),
-            ..change
-        })
+        Ok(Change { outcome: Outcome::Secrets(made), ..change })
     }
 
     /// All or nothing: every item is checked before the first one is applied.
@@ -209,18 +176,12 @@ impl State {
         for item in items {
             let secret = self.secret(item.id)?;
             if !seen.insert(item.id) {
-                return Err(Rejected::Twice {
-                    name: secret.name.to_string(),
-                });
+                return Err(Rejected::Twice { name: secret.name.to_string() });
             }
             let next = secret.last.next();
             if item.version != next {
                 let name = secret.name.to_string();
-                return Err(Rejected::VersionRaced {
-                    name,
-                    given: item.version,
-                    next,
-                });
+                return Err(Rejected::VersionRaced { name, given: item.version, next });
             }
             self.check_value(&secret.name, &item.value)?;
         }
@@ -239,40 +200,26 @@ impl State {
         let to = match to {
             Some(version) if secret.versions.contains_key(&version) => version,
             Some(version) => {
-                return Err(Rejected::NoVersion {
-                    name,
-                    version,
-                    kept: secret.kept(),
-                });
+                return Err(Rejected::NoVersion { name, version, kept: secret.kept() });
             }
             None => match secret.versions.range(..current).next_back() {
                 Some((version, _)) => *version,
                 None => {
-                    return Err(Rejected::NothingBefore {
-                        name,
-                        current,
-                        kept: secret.kept(),
-                    });
+                    return Err(Rejected::NothingBefore { name, current, kept: secret.kept() });
                 }
             },
         };
         secret.current = to;
         (secret.updated_at, secret.index) = (at, index);
         let outcome = Outcome::Secrets(vec![(id, to)]);
-        Ok(Change {
-            nodes,
-            ..Change::rows([RowKey::Secret(id)], outcome)
-        })
+        Ok(Change { nodes, ..Change::rows([RowKey::Secret(id)], outcome) })
     }
 
     pub(crate) fn remove_secret(&mut self, id: SecretId) -> Result<Change, Rejected> {
         let secret = self.secret(id)?;
         let services = self.services_using(id);
         if !services.is_empty() {
-            return Err(Rejected::InUse {
-                name: secret.name.to_string(),
-                services,
-            });
+            return Err(Rejected::InUse { name: secret.name.to_string(), services });
         }
         let name = secret.name.clone();
         let mut change = Change::rows([RowKey::Secret(id)], Outcome::Done);
@@ -309,40 +256,24 @@ impl State {
     }
 
     fn check_value(&self, name: &SecretName, value: &SealedValue) -> Result<(), Rejected> {
-        check_value_len(value.size()).map_err(|error| Rejected::Value {
-            name: name.to_string(),
-            error,
-        })?;
+        check_value_len(value.size())
+            .map_err(|error| Rejected::Value { name: name.to_string(), error })?;
         let cluster = self.cluster.as_ref().ok_or(Rejected::NotInitialised)?;
         if value.epoch != cluster.epoch {
-            return Err(Rejected::Epoch {
-                name: name.to_string(),
-                given: value.epoch,
-            });
+            return Err(Rejected::Epoch { name: name.to_string(), given: value.epoch });
         }
         Ok(())
     }
 
     fn check_quota(&self, wanted: u64) -> Result<(), Rejected> {
-        let quota = self
-            .cluster
-            .as_ref()
-            .ok_or(Rejected::NotInitialised)?
-            .quota_bytes;
+        let quota = self.cluster.as_ref().ok_or(Rejected::NotInitialised)?.quota_bytes;
         if self.value_bytes.saturating_add(wanted) > quota {
-            return Err(Rejected::Quota {
-                quota,
-                used: self.value_bytes,
-                wanted,
-            });
+            return Err(Rejected::Quota { quota, used: self.value_bytes, wanted });
         }
         Ok(())
     }
 }
 
 fn not_found(id: SecretId) -> Rejected {
-    Rejected::NotFound {
-        kind: "secret",
-        name: id.to_string(),
-    }
+    Rejected::NotFound { kind: "secret", name: id.to_string() }
 }

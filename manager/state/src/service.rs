@@ -30,14 +30,7 @@ pub struct Grant {
 
 impl Grant {
     fn is(&self, request: &GrantRequest) -> bool {
-        let GrantRequest {
-            secret,
-            target,
-            uid,
-            gid,
-            mode,
-            pinned,
-        } = request;
+        let GrantRequest { secret, target, uid, gid, mode, pinned } = request;
         (self.secret, &self.target, self.uid) == (*secret, target, *uid)
             && (self.gid, self.mode, self.pinned) == (*gid, *mode, *pinned)
     }
@@ -76,10 +69,7 @@ pub struct Service {
 impl Service {
     /// Every grant that keeps a secret in use: of the spec in force and of the one before.
     pub(crate) fn all_grants(&self) -> impl Iterator<Item = &Grant> {
-        self.spec
-            .grants
-            .iter()
-            .chain(self.previous.iter().flat_map(|spec| &spec.grants))
+        self.spec.grants.iter().chain(self.previous.iter().flat_map(|spec| &spec.grants))
     }
 }
 
@@ -92,23 +82,14 @@ impl State {
         (labels, requests, constraints): (&Labels, &[GrantRequest], &[Constraint]),
     ) -> Result<Change, Rejected> {
         if self.service_names.contains_key(name) {
-            return Err(Rejected::Exists {
-                kind: "service",
-                name: name.to_string(),
-            });
+            return Err(Rejected::Exists { kind: "service", name: name.to_string() });
         }
         if self.services.contains_key(&id) {
-            return Err(Rejected::IdTaken {
-                kind: "service",
-                id: id.to_string(),
-            });
+            return Err(Rejected::IdTaken { kind: "service", id: id.to_string() });
         }
         let grants = self.number_grants(requests, &[])?;
-        let spec = ServiceSpec {
-            labels: labels.clone(),
-            grants,
-            constraints: constraints.to_vec(),
-        };
+        let spec =
+            ServiceSpec { labels: labels.clone(), grants, constraints: constraints.to_vec() };
         self.service_names.insert(name.clone(), id);
         self.services.insert(
             id,
@@ -123,10 +104,7 @@ impl State {
             },
         );
         // The cluster's row has the counter of grant ids.
-        Ok(Change::rows(
-            [RowKey::Cluster, RowKey::Service(id)],
-            Outcome::Service(id),
-        ))
+        Ok(Change::rows([RowKey::Cluster, RowKey::Service(id)], Outcome::Service(id)))
     }
 
     pub(crate) fn update_service(
@@ -139,19 +117,12 @@ impl State {
         let service = self.service(id)?;
         if service.index != expected {
             let (name, actual) = (service.name.to_string(), service.index);
-            return Err(Rejected::OutOfSequence {
-                name,
-                expected,
-                actual,
-            });
+            return Err(Rejected::OutOfSequence { name, expected, actual });
         }
         let before = service.spec.grants.clone();
         let grants = self.number_grants(requests, &before)?;
-        let spec = ServiceSpec {
-            labels: labels.clone(),
-            grants,
-            constraints: constraints.to_vec(),
-        };
+        let spec =
+            ServiceSpec { labels: labels.clone(), grants, constraints: constraints.to_vec() };
         self.replace_spec((at, index), id, spec)
     }
 
@@ -162,9 +133,7 @@ impl State {
     ) -> Result<Change, Rejected> {
         let service = self.service(id)?;
         let Some(previous) = service.previous.clone() else {
-            return Err(Rejected::NoPreviousSpec {
-                name: service.name.to_string(),
-            });
+            return Err(Rejected::NoPreviousSpec { name: service.name.to_string() });
         };
         self.replace_spec(when, id, previous)
     }
@@ -172,12 +141,8 @@ impl State {
     pub(crate) fn remove_service(&mut self, id: ServiceId) -> Result<Change, Rejected> {
         let name = self.service(id)?.name.clone();
         let mut change = Change::rows([RowKey::Service(id)], Outcome::Service(id));
-        let tasks: Vec<_> = self
-            .tasks
-            .values()
-            .filter(|task| task.service == id)
-            .map(|task| task.id)
-            .collect();
+        let tasks: Vec<_> =
+            self.tasks.values().filter(|task| task.service == id).map(|task| task.id).collect();
         for task in tasks {
             if let Some(task) = self.tasks.remove(&task) {
                 change.nodes.insert(task.node);
@@ -202,13 +167,14 @@ impl State {
         let Some(service) = self.services.get_mut(&id) else {
             return Err(not_found(id));
         };
-        service.previous = Some(std::mem::replace(&mut service.spec, spec));
+        let dropped = service.previous.replace(std::mem::replace(&mut service.spec, spec));
         (service.updated_at, service.index) = (at, index);
         let rows = [RowKey::Cluster, RowKey::Service(id)];
-        Ok(Change {
-            nodes,
-            ..Change::rows(rows, Outcome::Service(id))
-        })
+        let mut change = Change { nodes, ..Change::rows(rows, Outcome::Service(id)) };
+        // What only the dropped spec pinned need not be kept any longer.
+        let secrets = dropped.iter().flat_map(|spec| &spec.grants).map(|g| g.secret).collect();
+        self.prune_versions(secrets, &mut change);
+        Ok(change)
     }
 
     /// Checks the grants and numbers them; one that stays as it was keeps its number, so its inode stays too.
@@ -246,9 +212,7 @@ impl State {
 
     fn check_grants(&self, requests: &[GrantRequest]) -> Result<(), Rejected> {
         if requests.len() > MAX_GRANTS {
-            return Err(Rejected::TooManyGrants {
-                count: requests.len(),
-            });
+            return Err(Rejected::TooManyGrants { count: requests.len() });
         }
         for request in requests {
             let secret = self.secret(request.secret)?;
@@ -256,11 +220,7 @@ impl State {
                 && !secret.versions.contains_key(&version)
             {
                 let kept = secret.versions.keys().copied().collect();
-                return Err(Rejected::NoVersion {
-                    name: secret.name.to_string(),
-                    version,
-                    kept,
-                });
+                return Err(Rejected::NoVersion { name: secret.name.to_string(), version, kept });
             }
         }
         // Sorted by target, a conflict is always between neighbours in the order of path components.
@@ -307,8 +267,5 @@ impl State {
 }
 
 fn not_found(id: ServiceId) -> Rejected {
-    Rejected::NotFound {
-        kind: "service",
-        name: id.to_string(),
-    }
+    Rejected::NotFound { kind: "service", name: id.to_string() }
 }

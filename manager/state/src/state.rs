@@ -32,14 +32,8 @@ impl State {
 
     /// The point in history that this state is.
     pub fn revision(&self) -> Revision {
-        let incarnation = self
-            .cluster
-            .as_ref()
-            .map_or(0, |cluster| cluster.incarnation);
-        Revision {
-            incarnation,
-            index: self.index,
-        }
+        let incarnation = self.cluster.as_ref().map_or(0, |cluster| cluster.incarnation);
+        Revision { incarnation, index: self.index }
     }
 
     /// The cluster, once it is initialised.
@@ -86,10 +80,7 @@ impl State {
     ///
     /// A version whose secret has no row is left out; the invariants of the store make that impossible.
     pub fn from_rows(index: u64, rows: impl IntoIterator<Item = Row>) -> Self {
-        let mut state = Self {
-            index,
-            ..Self::default()
-        };
+        let mut state = Self { index, ..Self::default() };
         let mut versions: BTreeMap<SecretId, BTreeMap<Version, SecretVersion>> = BTreeMap::new();
         for row in rows {
             match row {
@@ -152,10 +143,7 @@ impl State {
     /// The keys of all rows, in order.
     pub fn row_keys(&self) -> BTreeSet<RowKey> {
         let versions = self.secrets.values().flat_map(|secret| {
-            secret
-                .versions
-                .keys()
-                .map(|version| RowKey::Version(secret.id, *version))
+            secret.versions.keys().map(|version| RowKey::Version(secret.id, *version))
         });
         let mut keys: BTreeSet<RowKey> = versions.collect();
         keys.extend(self.cluster.iter().map(|_| RowKey::Cluster));
