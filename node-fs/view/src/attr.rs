@@ -65,10 +65,7 @@ impl Attr {
 
     /// The root: identical for all callers, and constant, so the kernel may keep it.
     pub(crate) const fn root(facts: &MountFacts) -> Self {
-        Self {
-            ttl: FOREVER,
-            ..Self::directory(Ino::ROOT, 0, facts.mounted)
-        }
+        Self { ttl: FOREVER, ..Self::directory(Ino::ROOT, 0, facts.mounted) }
     }
 
     /// A directory, 0555 root:root. Not kept: its time and nlink change with its contents.
@@ -102,10 +99,6 @@ pub struct StatFs {
 
 impl StatFs {
     /// The one answer.
-    pub const CONSTANT: Self = Self {
-        blocks: 0,
-        files: 0,
-        block_bytes: BLOCK_BYTES,
-        name_bytes: NAME_BYTES,
-    };
+    pub const CONSTANT: Self =
+        Self { blocks: 0, files: 0, block_bytes: BLOCK_BYTES, name_bytes: NAME_BYTES };
 }

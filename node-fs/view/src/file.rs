@@ -104,13 +104,7 @@ impl ShownFile {
                 &other.size,
             )
             && (secret, target, uid, gid, mode)
-                == (
-                    &other.secret,
-                    &other.target,
-                    &other.uid,
-                    &other.gid,
-                    &other.mode,
-                )
+                == (&other.secret, &other.target, &other.uid, &other.gid, &other.mode)
     }
 
     /// Attributes of a current file never change, so the kernel may keep them; a past one's link count does.

@@ -40,10 +40,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// O(log n), no allocation.
     pub(crate) fn find(&self, name: &[u8]) -> Option<Node> {
-        let at = self
-            .entries
-            .binary_search_by(|entry| entry.name.as_bytes().cmp(name))
-            .ok()?;
+        let at = self.entries.binary_search_by(|entry| entry.name.as_bytes().cmp(name)).ok()?;
         self.entries.get(at).map(|entry| entry.node)
     }
 
@@ -107,15 +104,8 @@ impl Layout {
         let mut dirs = BTreeMap::new();
         for (path, draft) in &drafts {
             let ino = ino_of(path);
-            let parent = if path.is_empty() {
-                parent_of_root
-            } else {
-                ino_of(draft.parent)
-            };
-            if dirs
-                .insert(ino, finish(ino, parent, draft, ino_of))
-                .is_some()
-            {
+            let parent = if path.is_empty() { parent_of_root } else { ino_of(draft.parent) };
+            if dirs.insert(ino, finish(ino, parent, draft, ino_of)).is_some() {
                 return Err(LayoutError::Collision(ino));
             }
         }
@@ -140,29 +130,18 @@ impl Layout {
 }
 
 fn drafts(files: &[Arc<ShownFile>]) -> Result<BTreeMap<&str, DraftDir<'_>>, LayoutError> {
-    let empty = |parent| DraftDir {
-        parent,
-        newest: Timestamp(0),
-        entries: BTreeMap::new(),
-    };
+    let empty = |parent| DraftDir { parent, newest: Timestamp(0), entries: BTreeMap::new() };
     let mut dirs = BTreeMap::from([("", empty(""))]);
     for file in files {
         let conflict = || LayoutError::Conflict(file.target.clone());
         let path = file.target.as_str();
         let (mut parent, mut start) = ("", 0);
-        let ends = path
-            .match_indices('/')
-            .map(|(end, _)| end)
-            .chain([path.len()]);
+        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
         for end in ends {
             let is_file = end == path.len();
             let dir = dirs.entry(parent).or_insert_with(|| empty(""));
             dir.newest = dir.newest.max(file.shown);
-            let draft = if is_file {
-                Draft::File(file.ino)
-            } else {
-                Draft::Dir(&path[..end])
-            };
+            let draft = if is_file { Draft::File(file.ino) } else { Draft::Dir(&path[..end]) };
             match (dir.entries.entry(&path[start..end]), draft) {
                 (Slot::Vacant(slot), draft) => {
                     slot.insert(draft);
@@ -192,11 +171,8 @@ fn finish(ino: Ino, parent: Ino, draft: &DraftDir<'_>, ino_of: impl Fn(&str) -> 
             },
         })
         .collect();
-    let mut order: Vec<(u64, usize)> = entries
-        .iter()
-        .enumerate()
-        .map(|(at, entry)| (cookie(&entry.name), at))
-        .collect();
+    let mut order: Vec<(u64, usize)> =
+        entries.iter().enumerate().map(|(at, entry)| (cookie(&entry.name), at)).collect();
     order.sort_unstable();
     // Equal cookies would lose a name at a buffer's end.
     let mut last = 0;
@@ -204,10 +180,7 @@ fn finish(ino: Ino, parent: Ino, draft: &DraftDir<'_>, ino_of: impl Fn(&str) -> 
         *cookie = (*cookie).max(last + 1);
         last = *cookie;
     }
-    let subdirs = entries
-        .iter()
-        .filter(|entry| matches!(entry.node, Node::Dir(_)))
-        .count();
+    let subdirs = entries.iter().filter(|entry| matches!(entry.node, Node::Dir(_))).count();
     Directory {
         ino,
         parent,

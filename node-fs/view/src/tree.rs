@@ -90,14 +90,9 @@ impl FileSet {
             hash.update(file.ino.0.to_be_bytes());
         }
         let contents: [u8; 32] = hash.finalize().into();
-        let layout = Layout::build(&files, Ino::ROOT, |path| {
-            numbering.set_dir(&task, &contents, path)
-        })?;
-        Ok(Self {
-            task,
-            files,
-            layout,
-        })
+        let layout =
+            Layout::build(&files, Ino::ROOT, |path| numbering.set_dir(&task, &contents, path))?;
+        Ok(Self { task, files, layout })
     }
 }
 
@@ -125,9 +120,7 @@ impl Tree {
         prior: impl Fn(Ino) -> Option<&'a ShownFile>,
     ) -> Result<Self, Refusal> {
         if let Some(reason) = &source.rejected {
-            return Err(Refusal::ByManager {
-                reason: reason.clone(),
-            });
+            return Err(Refusal::ByManager { reason: reason.clone() });
         }
         let task = source.id;
         let mut grants = BTreeSet::new();
@@ -137,22 +130,14 @@ impl Tree {
                 return Err(Refusal::GrantTwice { grant: grant.id });
             }
             let version = grant.value.version;
-            let key = FileKey {
-                task,
-                incarnation,
-                grant: grant.id,
-                version,
-            };
+            let key = FileKey { task, incarnation, grant: grant.id, version };
             let ino = numbering.file(&key);
             let mut file = ShownFile::new(key, ino, grant, now);
             match prior(ino) {
                 None => {}
                 Some(before) if before.is_same(&file) => file.shown = before.shown,
                 Some(before) if before.key() == key => {
-                    return Err(Refusal::Changed {
-                        grant: grant.id,
-                        version,
-                    });
+                    return Err(Refusal::Changed { grant: grant.id, version });
                 }
                 Some(_) => return Err(Refusal::Collision { ino }),
             }
@@ -169,15 +154,7 @@ impl Tree {
             true => None,
             false => Some(Arc::new(FileSet::build(task, all, numbering)?)),
         };
-        Ok(Self {
-            task,
-            source: source.clone(),
-            incarnation,
-            grants,
-            files,
-            layout,
-            set,
-        })
+        Ok(Self { task, source: source.clone(), incarnation, grants, files, layout, set })
     }
 
     /// Whether this tree is still right for the task.

@@ -1,15 +1,23 @@
 //! The view of every task of the node: an immutable snapshot, replaced as a whole.
 //!
 //! The shell keeps it in one atomic pointer. **Order that the shell must keep:** it counts a handle as held *before*
-//! it asks [`View::open`] or [`View::opendir`] (and uncounts it when denied), and it puts one view in place before it
-//! makes the next. Then no file is dropped between a successful open and its first read: what was current in a view
-//! is kept in the one after it in any case, and only from then on for as long as it is held.
+//! it asks [`View::open`] or [`View::opendir`] (and uncounts it when denied); it puts one view in place before it makes
+//! the next; and when a next view is in place, it calls [`View::sweep`]. Then nothing is dropped between a successful
+//! open and its first read: what was current in a view is kept in the one after it in any case, and from the sweep on
+//! for as long as it is held.
 //!
 //! Invariants: one inode number is one (task, incarnation, grant, version) in every view; all that a caller can reach
 //! comes from its own task's tree; a task with any fault is refused as a whole.
 
 mod answer;
 mod kept;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod model_test;
+#[cfg(test)]
+mod rules_test;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -99,12 +107,8 @@ impl View {
             ..Changes::default()
         };
         let past = self.next_past(&current, &held, &mut changes);
-        let next = Self {
-            revision: assignment.revision,
-            current: Arc::new(current),
-            past,
-            ..*self
-        };
+        let next =
+            Self { revision: assignment.revision, current: Arc::new(current), past, ..*self };
         (next, changes)
     }
 
@@ -121,9 +125,7 @@ impl View {
     /// The current files of a task, none if it is not shown.
     pub fn files(&self, task: TaskId) -> impl Iterator<Item = &ShownFile> {
         let tree = self.current.trees.get(&task);
-        tree.into_iter()
-            .flat_map(|tree| tree.files.values())
-            .map(Arc::as_ref)
+        tree.into_iter().flat_map(|tree| tree.files.values()).map(Arc::as_ref)
     }
 
     /// The tasks that were assigned and live, but see nothing, and why.
@@ -141,27 +143,15 @@ impl View {
 
     /// A file by its number, with what became of it.
     pub fn file(&self, ino: Ino) -> Option<(&ShownFile, FileState)> {
-        let tree = self
-            .current
-            .index
-            .get(&ino)
-            .and_then(|task| self.current.trees.get(task));
+        let tree = self.current.index.get(&ino).and_then(|task| self.current.trees.get(task));
         match tree.and_then(|tree| tree.files.get(&ino)) {
             Some(file) => Some((file, FileState::Current)),
-            None => self
-                .past
-                .files
-                .get(&ino)
-                .map(|(file, state)| (file.as_ref(), *state)),
+            None => self.past.files.get(&ino).map(|(file, state)| (file.as_ref(), *state)),
         }
     }
 
     fn all_files(&self) -> impl Iterator<Item = (&Arc<ShownFile>, FileState)> {
-        let current = self
-            .current
-            .trees
-            .values()
-            .flat_map(|tree| tree.files.values());
+        let current = self.current.trees.values().flat_map(|tree| tree.files.values());
         let past = self.past.files.values().map(|(file, state)| (file, *state));
         current.map(|file| (file, FileState::Current)).chain(past)
     }
@@ -174,17 +164,9 @@ impl View {
     ) -> Current {
         let mut current = Current::default();
         let mut seen = BTreeSet::new();
-        let twice: BTreeSet<TaskId> = assignment
-            .tasks
-            .iter()
-            .map(|task| task.id)
-            .filter(|id| !seen.insert(*id))
-            .collect();
-        for source in assignment
-            .tasks
-            .iter()
-            .filter(|task| live.contains(&task.id))
-        {
+        let twice: BTreeSet<TaskId> =
+            assignment.tasks.iter().map(|task| task.id).filter(|id| !seen.insert(*id)).collect();
+        for source in assignment.tasks.iter().filter(|task| live.contains(&task.id)) {
             let tree = match twice.contains(&source.id) {
                 true => Err(Refusal::ListedTwice),
                 false => self.tree(source, assignment.revision.incarnation, now),
@@ -232,26 +214,18 @@ impl View {
     fn owner(&self, ino: Ino) -> Option<TaskId> {
         let past_file = || self.past.files.get(&ino).map(|(file, _)| file.task);
         let past_dir = || self.past.set_dirs.get(&ino).map(|set| set.task);
-        self.current
-            .index
-            .get(&ino)
-            .copied()
-            .or_else(past_file)
-            .or_else(past_dir)
+        self.current.index.get(&ino).copied().or_else(past_file).or_else(past_dir)
     }
 }
 
 impl Current {
     fn add(&mut self, tree: Arc<Tree>) {
-        self.index
-            .extend(tree.numbers().map(|ino| (ino, tree.task)));
+        self.index.extend(tree.numbers().map(|ino| (ino, tree.task)));
         self.trees.insert(tree.task, tree);
     }
 
     fn has_file(&self, file: &ShownFile) -> bool {
-        self.trees
-            .get(&file.task)
-            .is_some_and(|tree| tree.files.contains_key(&file.ino))
+        self.trees.get(&file.task).is_some_and(|tree| tree.files.contains_key(&file.ino))
     }
 }
 

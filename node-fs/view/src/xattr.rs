@@ -44,8 +44,5 @@ pub(crate) fn value(file: &ShownFile, name: &[u8]) -> Option<Vec<u8>> {
 
 /// All names of a file of the caller's own, each ended by NUL.
 pub(crate) fn names() -> Vec<u8> {
-    [XATTR_SECRET, XATTR_VERSION]
-        .iter()
-        .flat_map(|name| name.bytes().chain([0]))
-        .collect()
+    [XATTR_SECRET, XATTR_VERSION].iter().flat_map(|name| name.bytes().chain([0])).collect()
 }

@@ -91,52 +91,29 @@ pub enum AdoptError {
 
 /// Decides whether a cgroup may become a task. A cgroup inside a task may: the nearest registered one decides then.
 pub fn adopt(facts: &Adoption<'_>) -> Result<(), AdoptError> {
-    let Adoption {
-        cgroup,
-        node,
-        runtimes,
-        tasks,
-        delegated,
-        allow_delegated,
-    } = *facts;
+    let Adoption { cgroup, node, runtimes, tasks, delegated, allow_delegated } = *facts;
     if cgroup.is_root() {
         return Err(AdoptError::Root);
     }
     let own = || cgroup.clone();
     if let Some(node) = node.iter().find(|node| cgroup.contains(node)) {
-        return Err(AdoptError::HoldsNode {
-            cgroup: own(),
-            node: node.clone(),
-        });
+        return Err(AdoptError::HoldsNode { cgroup: own(), node: node.clone() });
     }
     if let Some((runtime, at)) = runtimes.iter().find(|(_, at)| cgroup.contains(at)) {
         let (runtime, at) = (runtime.clone(), at.clone());
-        return Err(AdoptError::HoldsRuntime {
-            cgroup: own(),
-            runtime,
-            at,
-        });
+        return Err(AdoptError::HoldsRuntime { cgroup: own(), runtime, at });
     }
     if let Some((task, _)) = tasks.iter().find(|(_, at)| at == cgroup) {
-        return Err(AdoptError::IsTask {
-            cgroup: own(),
-            task: *task,
-        });
+        return Err(AdoptError::IsTask { cgroup: own(), task: *task });
     }
     if let Some((task, at)) = tasks.iter().find(|(_, at)| cgroup.is_above(at)) {
-        return Err(AdoptError::HoldsTask {
-            cgroup: own(),
-            task: *task,
-            at: at.clone(),
-        });
+        return Err(AdoptError::HoldsTask { cgroup: own(), task: *task, at: at.clone() });
     }
     let above = delegated.iter().filter(|(at, _)| at.is_above(cgroup));
     match above.max_by_key(|(at, _)| at.components().count()) {
-        Some((at, uid)) if !allow_delegated => Err(AdoptError::Delegated {
-            cgroup: own(),
-            at: at.clone(),
-            uid: *uid,
-        }),
+        Some((at, uid)) if !allow_delegated => {
+            Err(AdoptError::Delegated { cgroup: own(), at: at.clone(), uid: *uid })
+        }
         _ => Ok(()),
     }
 }
@@ -187,30 +164,15 @@ mod tests {
         for (cgroup, why, mend) in [
             ("/", "every process", "keyhole run"),
             ("/system.slice", "node's own", "only the workload"),
-            (
-                "/system.slice/keyhole-node.service",
-                "node's own",
-                "keyhole run",
-            ),
-            (
-                "/system.slice/docker.service",
-                "docker itself",
-                "one of its workloads",
-            ),
+            ("/system.slice/keyhole-node.service", "node's own", "keyhole run"),
+            ("/system.slice/docker.service", "docker itself", "one of its workloads"),
             ("/apps/web/one", "already", "task rm"),
             ("/apps/web", "holds task", "task rm"),
             ("/apps", "holds task", "beside it"),
-            (
-                "/user.slice/user-1000.slice/user@1000.service/app",
-                "uid 1000",
-                "--allow-delegated",
-            ),
+            ("/user.slice/user-1000.slice/user@1000.service/app", "uid 1000", "--allow-delegated"),
         ] {
             let error = judge(cgroup, false).unwrap_err().to_string();
-            assert!(
-                error.contains(why) && error.contains(mend),
-                "{cgroup}: {error}"
-            );
+            assert!(error.contains(why) && error.contains(mend), "{cgroup}: {error}");
         }
     }
 

@@ -58,8 +58,7 @@ impl CgroupPath {
     pub fn from_proc(text: &str) -> Result<Self, CgroupError> {
         // The kernel lets no newline into a cgroup's name, so a line is a line.
         let path = text.lines().find_map(|line| line.strip_prefix("0::"));
-        path.ok_or_else(|| CgroupError::NoLine { text: shown(text) })
-            .and_then(Self::new)
+        path.ok_or_else(|| CgroupError::NoLine { text: shown(text) }).and_then(Self::new)
     }
 
     /// A path below the cgroup2 root.
@@ -102,12 +101,7 @@ impl CgroupPath {
         let below_root = self.0.trim_end_matches('/');
         let ends = std::iter::once(below_root.len())
             .filter(|end| *end > 0)
-            .chain(
-                below_root
-                    .rmatch_indices('/')
-                    .map(|(end, _)| end)
-                    .filter(|end| *end > 0),
-            );
+            .chain(below_root.rmatch_indices('/').map(|(end, _)| end).filter(|end| *end > 0));
         ends.map(|end| &below_root[..end]).chain(["/"])
     }
 
@@ -146,10 +140,7 @@ mod tests {
     #[test]
     fn the_cgroup2_line_is_found_among_others() {
         let hybrid = "12:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/system.slice/x.service\n";
-        assert_eq!(
-            CgroupPath::from_proc(hybrid),
-            Ok(path("/system.slice/x.service"))
-        );
+        assert_eq!(CgroupPath::from_proc(hybrid), Ok(path("/system.slice/x.service")));
         assert_eq!(CgroupPath::from_proc("0::/\n"), Ok(path("/")));
         // A version 1 line that looks like ours in its path only.
         assert!(CgroupPath::from_proc("1:name=x:/0::/a\n").is_err());
@@ -175,12 +166,7 @@ mod tests {
 
     #[test]
     fn ancestors_are_nearest_first_and_end_at_the_root() {
-        let all = |text| {
-            path(text)
-                .ancestors()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let all = |text| path(text).ancestors().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(all("/a/bb/c"), ["/a/bb/c", "/a/bb", "/a", "/"]);
         assert_eq!(all("/a"), ["/a", "/"]);
         assert_eq!(all("/"), ["/"]);
@@ -202,10 +188,7 @@ mod tests {
         let (outer, inner) = (TaskId::from_entropy([1; 16]), TaskId::from_entropy([2; 16]));
         let registered = BTreeMap::from([(CgroupId(10), outer), (CgroupId(30), inner)]);
         let ids = |ids: &[u64]| ids.iter().map(|id| CgroupId(*id)).collect::<Vec<_>>();
-        assert_eq!(
-            nearest(&ids(&[40, 30, 20, 10, 1]), &registered),
-            Some(inner)
-        );
+        assert_eq!(nearest(&ids(&[40, 30, 20, 10, 1]), &registered), Some(inner));
         assert_eq!(nearest(&ids(&[20, 10, 1]), &registered), Some(outer));
         assert_eq!(nearest(&ids(&[20, 1]), &registered), None);
         assert_eq!(nearest(&[], &registered), None);

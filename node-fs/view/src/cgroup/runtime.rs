@@ -85,9 +85,7 @@ pub fn identify(path: &CgroupPath) -> Result<Option<Runtime>, NotNamed> {
     let parts: Vec<&str> = path.components().collect();
     let named = match parts.as_slice() {
         [] => return Ok(None),
-        ["docker", id, ..] => Some(Runtime::Docker {
-            container: container_id(id, id)?,
-        }),
+        ["docker", id, ..] => Some(Runtime::Docker { container: container_id(id, id)? }),
         ["kubepods" | "kubepods.slice", below @ ..] => pod(below)?,
         ["machine.slice", scope, ..] if scope.starts_with("libpod-") => Some(podman(scope, None)?),
         ["nomad.slice", _, scope, ..] => Some(nomad(scope)?),
@@ -97,9 +95,7 @@ pub fn identify(path: &CgroupPath) -> Result<Option<Runtime>, NotNamed> {
         [top, ..] if top.starts_with("lxc.") => Some(lxc(top)?),
         parts => system_unit(parts)?,
     };
-    named.map(Some).ok_or_else(|| NotNamed::Unknown {
-        path: path.to_string(),
-    })
+    named.map(Some).ok_or_else(|| NotNamed::Unknown { path: path.to_string() })
 }
 
 /// Container ids are SHA-256 sized, in lower case.
@@ -115,10 +111,7 @@ fn is_lower_hex(byte: u8) -> bool {
 }
 
 fn bad(component: &str, wanted: &'static str) -> NotNamed {
-    NotNamed::BadId {
-        component: component.to_owned(),
-        wanted,
-    }
+    NotNamed::BadId { component: component.to_owned(), wanted }
 }
 
 /// A scope of a container runtime, `PREFIX-ID.scope`; `None` if it is none.
@@ -128,9 +121,9 @@ fn container_scope(scope: &str) -> Option<Result<(&str, String), NotNamed>> {
         "docker" | "cri-containerd" | "crio" | "libpod" => {
             Some(container_id(id, scope).map(|id| (prefix, id)))
         }
-        "crio-conmon" | "libpod-conmon" => Some(Err(NotNamed::Monitor {
-            component: scope.to_owned(),
-        })),
+        "crio-conmon" | "libpod-conmon" => {
+            Some(Err(NotNamed::Monitor { component: scope.to_owned() }))
+        }
         _ => None,
     }
 }
@@ -155,10 +148,7 @@ fn pod(below: &[&str]) -> Result<Option<Runtime>, NotNamed> {
                 container_scope(container).ok_or_else(|| bad(container, "container id"))??;
             (uid.strip_prefix("pod").map(|uid| uid.replace('_', "-")), id)
         }
-        None => (
-            pod.strip_prefix("pod").map(str::to_owned),
-            container_id(container, container)?,
-        ),
+        None => (pod.strip_prefix("pod").map(str::to_owned), container_id(container, container)?),
     };
     match pod {
         // Static pods have a plain hash for a uid.
@@ -179,9 +169,7 @@ fn is_class(part: &str) -> bool {
 fn is_uuid(text: &str) -> bool {
     let mut parts = text.split('-');
     [8, 4, 4, 4, 12].iter().all(|len| {
-        parts
-            .next()
-            .is_some_and(|part| part.len() == *len && part.bytes().all(is_lower_hex))
+        parts.next().is_some_and(|part| part.len() == *len && part.bytes().all(is_lower_hex))
     }) && parts.next().is_none()
 }
 
@@ -194,48 +182,36 @@ fn podman(scope: &str, user: Option<u32>) -> Result<Runtime, NotNamed> {
 }
 
 fn nomad(scope: &str) -> Result<Runtime, NotNamed> {
-    let named = scope
-        .strip_suffix(".scope")
-        .and_then(|name| name.split_once('.'));
+    let named = scope.strip_suffix(".scope").and_then(|name| name.split_once('.'));
     match named {
-        Some((alloc, task)) if is_uuid(alloc) && !task.is_empty() => Ok(Runtime::Nomad {
-            alloc: alloc.to_owned(),
-            task: task.to_owned(),
-        }),
+        Some((alloc, task)) if is_uuid(alloc) && !task.is_empty() => {
+            Ok(Runtime::Nomad { alloc: alloc.to_owned(), task: task.to_owned() })
+        }
         _ => Err(bad(scope, "allocation uuid and task")),
     }
 }
 
 fn lxc(top: &str) -> Result<Runtime, NotNamed> {
     match top.strip_prefix("lxc.payload.") {
-        Some(name) if !name.is_empty() => Ok(Runtime::Lxc {
-            name: name.to_owned(),
-        }),
-        _ if top.starts_with("lxc.monitor.") => Err(NotNamed::Monitor {
-            component: top.to_owned(),
-        }),
+        Some(name) if !name.is_empty() => Ok(Runtime::Lxc { name: name.to_owned() }),
+        _ if top.starts_with("lxc.monitor.") => {
+            Err(NotNamed::Monitor { component: top.to_owned() })
+        }
         _ => Err(bad(top, "container name")),
     }
 }
 
 /// Below a user's service manager: rootless containers and the user's own units.
 fn user_manager(manager: &str, below: &[&str]) -> Result<Option<Runtime>, NotNamed> {
-    let uid = manager
-        .strip_prefix("user@")
-        .and_then(|rest| rest.strip_suffix(".service"));
-    let user = uid
-        .and_then(|uid| uid.parse().ok())
-        .ok_or_else(|| bad(manager, "uid"))?;
+    let uid = manager.strip_prefix("user@").and_then(|rest| rest.strip_suffix(".service"));
+    let user = uid.and_then(|uid| uid.parse().ok()).ok_or_else(|| bad(manager, "uid"))?;
     let Some(name) = below.iter().find(|part| !part.ends_with(".slice")) else {
         return Ok(None);
     };
     if name.starts_with("libpod-") {
         return podman(name, Some(user)).map(Some);
     }
-    Ok(is_unit(name).then(|| Runtime::UserUnit {
-        name: (*name).to_owned(),
-        user,
-    }))
+    Ok(is_unit(name).then(|| Runtime::UserUnit { name: (*name).to_owned(), user }))
 }
 
 /// The first part that is no slice is the unit; what is below it, the unit made itself.
@@ -247,21 +223,14 @@ fn system_unit(parts: &[&str]) -> Result<Option<Runtime>, NotNamed> {
         Some(Ok(("docker", container))) => Ok(Some(Runtime::Docker { container })),
         Some(Ok(_)) => Ok(None),
         Some(Err(error)) => Err(error),
-        None => Ok(is_unit(name).then(|| Runtime::Unit {
-            name: (*name).to_owned(),
-        })),
+        None => Ok(is_unit(name).then(|| Runtime::Unit { name: (*name).to_owned() })),
     }
 }
 
 fn is_unit(name: &str) -> bool {
-    let suffix = name
-        .rsplit_once('.')
-        .filter(|(stem, _)| !stem.is_empty())
-        .map(|(_, suffix)| suffix);
-    matches!(
-        suffix,
-        Some("service" | "scope" | "socket" | "mount" | "swap")
-    )
+    let suffix =
+        name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).map(|(_, suffix)| suffix);
+    matches!(suffix, Some("service" | "scope" | "socket" | "mount" | "swap"))
 }
 
 impl fmt::Display for Runtime {
@@ -269,14 +238,8 @@ impl fmt::Display for Runtime {
         match self {
             Self::Docker { container } => write!(f, "docker {container}"),
             Self::Pod { pod, container } => write!(f, "pod {pod} container {container}"),
-            Self::Podman {
-                container,
-                user: None,
-            } => write!(f, "podman {container}"),
-            Self::Podman {
-                container,
-                user: Some(user),
-            } => {
+            Self::Podman { container, user: None } => write!(f, "podman {container}"),
+            Self::Podman { container, user: Some(user) } => {
                 write!(f, "podman {container} user {user}")
             }
             Self::Unit { name } => write!(f, "unit {name}"),
@@ -300,27 +263,18 @@ mod tests {
     #[test]
     fn every_sample_names_what_its_runtime_meant() {
         let samples = include_str!("samples.tsv");
-        let rows: Vec<&str> = samples
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .collect();
+        let rows: Vec<&str> = samples.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(rows.len(), 18);
         for row in rows {
             let mut columns = row.split('\t');
-            let (Some(name), Some(line), Some(expected), None) = (
-                columns.next(),
-                columns.next(),
-                columns.next(),
-                columns.next(),
-            ) else {
+            let (Some(name), Some(line), Some(expected), None) =
+                (columns.next(), columns.next(), columns.next(), columns.next())
+            else {
                 panic!("{row:?} has not three columns");
             };
             let got = read(line);
             if let Some(why) = expected.strip_prefix("REJECT ") {
-                assert!(
-                    got.as_ref().is_err_and(|error| error.contains(why)),
-                    "{name}: {got:?}"
-                );
+                assert!(got.as_ref().is_err_and(|error| error.contains(why)), "{name}: {got:?}");
             } else if expected.starts_with("no container") {
                 assert_eq!(got, Ok(None), "{name}");
             } else {
@@ -335,19 +289,9 @@ mod tests {
     fn a_workload_cannot_take_a_name_by_what_it_makes_below_itself() {
         let id = "a".repeat(64);
         let forged = format!("0::/system.slice/evil.service/docker/{id}");
-        assert_eq!(
-            read(&forged),
-            Ok(Some(Runtime::Unit {
-                name: "evil.service".to_owned()
-            }))
-        );
+        assert_eq!(read(&forged), Ok(Some(Runtime::Unit { name: "evil.service".to_owned() })));
         let forged = format!("0::/system.slice/evil.service/docker-{id}.scope");
-        assert_eq!(
-            read(&forged),
-            Ok(Some(Runtime::Unit {
-                name: "evil.service".to_owned()
-            }))
-        );
+        assert_eq!(read(&forged), Ok(Some(Runtime::Unit { name: "evil.service".to_owned() })));
         let user = format!("0::/user.slice/user-1000.slice/user@1000.service/docker-{id}.scope");
         assert!(!matches!(read(&user), Ok(Some(Runtime::Docker { .. }))));
     }

@@ -63,11 +63,7 @@ impl View {
                 .and_then(|dir| dir.find(name))
                 .and_then(|node| self.node_attr(tree, node)),
         };
-        attr.map(|attr| Entry {
-            attr,
-            name_ttl: Duration::ZERO,
-        })
-        .ok_or(Denied::NoEntry)
+        attr.map(|attr| Entry { attr, name_ttl: Duration::ZERO }).ok_or(Denied::NoEntry)
     }
 
     /// GETATTR, which names no caller that could be trusted: who has the inode may stat it. ESTALE if there is none.
@@ -78,22 +74,10 @@ impl View {
         if let Some((file, state)) = self.file(ino) {
             return Ok(file.attr(state));
         }
-        let tree = self
-            .current
-            .index
-            .get(&ino)
-            .and_then(|task| self.current.trees.get(task));
+        let tree = self.current.index.get(&ino).and_then(|task| self.current.trees.get(task));
         let current = tree.and_then(|tree| tree.dir(ino));
-        let past = || {
-            self.past
-                .set_dirs
-                .get(&ino)
-                .and_then(|set| set.layout.dir(ino))
-        };
-        current
-            .or_else(past)
-            .map(Directory::attr)
-            .ok_or(Denied::Stale)
+        let past = || self.past.set_dirs.get(&ino).and_then(|set| set.layout.dir(ino));
+        current.or_else(past).map(Directory::attr).ok_or(Denied::Stale)
     }
 
     /// OPEN: the right to read the file from now on. `flags` are open(2)'s.
@@ -103,11 +87,7 @@ impl View {
     /// Owner and mode are not judged here: the kernel does (`default_permissions`), and only it knows supplementary groups.
     pub fn open(&self, caller: Option<TaskId>, ino: Ino, flags: i32) -> Result<&ShownFile, Denied> {
         let Some((file, state)) = self.file(ino) else {
-            return Err(if self.is_dir(ino) {
-                Denied::IsADirectory
-            } else {
-                Denied::Stale
-            });
+            return Err(if self.is_dir(ino) { Denied::IsADirectory } else { Denied::Stale });
         };
         if caller != Some(file.task) {
             return Err(Denied::NotYours);
@@ -138,10 +118,7 @@ impl View {
         if ino == Ino::ROOT {
             return Ok(());
         }
-        if self
-            .own_tree(caller)
-            .is_some_and(|tree| self.own_dir(tree, ino).is_some())
-        {
+        if self.own_tree(caller).is_some_and(|tree| self.own_dir(tree, ino).is_some()) {
             return Ok(());
         }
         match (self.owner(ino), self.file(ino)) {
@@ -166,15 +143,9 @@ impl View {
         let dir = tree.and_then(|tree| self.own_dir(tree, ino));
         let parent = dir.map_or(Ino::ROOT, |dir| dir.parent);
         let dots = [(".", ino, AFTER_DOT), ("..", parent, AFTER_DOT_DOT)];
-        let dots = dots
-            .into_iter()
-            .filter(move |(_, _, after)| *after > offset);
-        let dots = dots.map(|(name, ino, offset)| Listed {
-            ino,
-            kind: Kind::Directory,
-            name,
-            offset,
-        });
+        let dots = dots.into_iter().filter(move |(_, _, after)| *after > offset);
+        let dots =
+            dots.map(|(name, ino, offset)| Listed { ino, kind: Kind::Directory, name, offset });
         let entries = dir.into_iter().flat_map(move |dir| dir.after(offset));
         dots.chain(entries.filter_map(move |(offset, entry)| {
             let (ino, kind) = match entry.node {
@@ -182,12 +153,7 @@ impl View {
                 Node::File(ino) if self.can_open(ino) => (ino, Kind::File),
                 Node::File(_) => return None,
             };
-            Some(Listed {
-                ino,
-                kind,
-                name: &entry.name,
-                offset,
-            })
+            Some(Listed { ino, kind, name: &entry.name, offset })
         }))
     }
 
@@ -227,21 +193,13 @@ impl View {
     }
 
     fn own_tree(&self, caller: Option<TaskId>) -> Option<&Tree> {
-        caller
-            .and_then(|task| self.current.trees.get(&task))
-            .map(AsRef::as_ref)
+        caller.and_then(|task| self.current.trees.get(&task)).map(AsRef::as_ref)
     }
 
     /// A directory of the task itself: of its caller view, or of a set of its own.
     fn own_dir<'a>(&'a self, tree: &'a Tree, ino: Ino) -> Option<&'a Directory> {
-        let past = || {
-            self.past
-                .set_dirs
-                .get(&ino)
-                .filter(|set| set.task == tree.task)
-        };
-        tree.dir(ino)
-            .or_else(|| past().and_then(|set| set.layout.dir(ino)))
+        let past = || self.past.set_dirs.get(&ino).filter(|set| set.task == tree.task);
+        tree.dir(ino).or_else(|| past().and_then(|set| set.layout.dir(ino)))
     }
 
     /// A file of the task itself whose grant it still has.
@@ -266,10 +224,7 @@ impl View {
     }
 
     fn can_open(&self, ino: Ino) -> bool {
-        matches!(
-            self.file(ino),
-            Some((_, FileState::Current | FileState::Pinned))
-        )
+        matches!(self.file(ino), Some((_, FileState::Current | FileState::Pinned)))
     }
 
     fn is_dir(&self, ino: Ino) -> bool {

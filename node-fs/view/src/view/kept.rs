@@ -33,16 +33,9 @@ pub struct Record {
 impl View {
     /// All that the next worker needs beside the assignment, so that no reader sees the change.
     pub fn record(&self) -> Record {
-        let current = self
-            .current
-            .trees
-            .values()
-            .filter_map(|tree| tree.set.as_ref());
+        let current = self.current.trees.values().filter_map(|tree| tree.set.as_ref());
         Record {
-            files: self
-                .all_files()
-                .map(|(file, state)| (file.as_ref().clone(), state))
-                .collect(),
+            files: self.all_files().map(|(file, state)| (file.as_ref().clone(), state)).collect(),
             sets: current
                 .chain(self.past.sets())
                 .map(|set| KeptSet {
@@ -77,30 +70,30 @@ impl View {
         view
     }
 
-    /// This view without the past files and sets that nothing holds any more; `None` if there are none to drop.
+    /// This view judged again by what is held now: past files and sets that nothing holds are dropped, and what a set
+    /// that is held contains is pinned. `None` if nothing is different.
     ///
-    /// For the shell to call when the last handle of a past inode closed, so that its value goes at once.
-    pub fn sweep(&self, held: impl Fn(Ino) -> bool) -> Option<Self> {
+    /// For the shell to call each time it has put a next view in place (a set may have been opened while that was made),
+    /// and when the last handle of a past inode closed, so that its value goes at once.
+    pub fn sweep(&self, held: impl Fn(Ino) -> bool) -> Option<(Self, Changes)> {
         let mut past = Past::default();
         for set in self.past.sets().filter(|set| set.is_held(&held)) {
             past.add_set(set);
         }
-        let pinned = past.pinned();
-        for (ino, (file, state)) in &self.past.files {
-            let state = match *state {
-                FileState::Pinned if !pinned.contains(ino) => FileState::Retired,
-                state => state,
-            };
-            if held(*ino) || state == FileState::Pinned {
+        let pinned = past.members(&held);
+        let mut changes = Changes::default();
+        for (ino, (file, was)) in &self.past.files {
+            let state = past_state(*was, true, pinned.contains(ino));
+            changes.note(*ino, *was, state);
+            if held(*ino) || pinned.contains(ino) {
                 past.files.insert(*ino, (Arc::clone(file), state));
             }
         }
-        let same = past.files.len() == self.past.files.len()
-            && past.set_dirs.len() == self.past.set_dirs.len();
-        (!same).then(|| Self {
-            past,
-            ..self.clone()
-        })
+        let states = |past: &Past| past.files.values().map(|(_, state)| *state).collect::<Vec<_>>();
+        let same = past.set_dirs.len() == self.past.set_dirs.len()
+            && past.files.len() == self.past.files.len()
+            && states(&past) == states(&self.past);
+        (!same).then(|| (Self { past, ..self.clone() }, changes))
     }
 
     pub(super) fn next_past(
@@ -110,40 +103,45 @@ impl View {
         changes: &mut Changes,
     ) -> Past {
         let mut past = Past::default();
-        let was_current = self
-            .current
-            .trees
-            .values()
-            .filter_map(|tree| tree.set.as_ref());
+        let was_current = self.current.trees.values().filter_map(|tree| tree.set.as_ref());
         let still_held = self.past.sets().filter(|set| set.is_held(held));
-        for set in was_current
-            .chain(still_held)
-            .filter(|set| current.can_keep(set))
-        {
+        for set in was_current.chain(still_held).filter(|set| current.can_keep(set)) {
             past.add_set(set);
         }
-        let pinned = past.pinned();
+        let (members, pinned) = (past.members(&|_| true), past.members(held));
         for (file, was) in self.all_files().filter(|(file, _)| !current.has_file(file)) {
-            let state = match was {
-                FileState::Revoked => FileState::Revoked,
-                _ if !current.still_grants(file) => FileState::Revoked,
-                _ if pinned.contains(&file.ino) => FileState::Pinned,
-                _ => FileState::Retired,
-            };
-            match (was, state) {
-                (FileState::Current | FileState::Pinned, FileState::Retired) => {
-                    changes.retired.insert(file.ino);
-                }
-                (before, FileState::Revoked) if before != FileState::Revoked => {
-                    changes.revoked.insert(file.ino);
-                }
-                _ => {}
-            }
-            if was == FileState::Current || state == FileState::Pinned || held(file.ino) {
-                past.files.insert(file.ino, (Arc::clone(file), state));
+            let ino = file.ino;
+            let state = past_state(was, current.still_grants(file), pinned.contains(&ino));
+            changes.note(ino, was, state);
+            if was == FileState::Current || members.contains(&ino) || held(ino) {
+                past.files.insert(ino, (Arc::clone(file), state));
             }
         }
         past
+    }
+}
+
+/// What becomes of a file that no name of the caller view means.
+fn past_state(was: FileState, granted: bool, pinned: bool) -> FileState {
+    match (was, granted, pinned) {
+        (FileState::Revoked, _, _) | (_, false, _) => FileState::Revoked,
+        (_, true, true) => FileState::Pinned,
+        (_, true, false) => FileState::Retired,
+    }
+}
+
+impl Changes {
+    fn note(&mut self, ino: Ino, was: FileState, is: FileState) {
+        match (was, is) {
+            (FileState::Current | FileState::Pinned, FileState::Retired) => {
+                self.retired.insert(ino);
+            }
+            (FileState::Revoked, _) => {}
+            (_, FileState::Revoked) => {
+                self.revoked.insert(ino);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -166,9 +164,7 @@ impl Current {
     fn can_keep(&self, set: &FileSet) -> bool {
         let root = set.layout.root();
         let is_current = self.trees.get(&set.task).is_some_and(|tree| {
-            tree.set
-                .as_ref()
-                .is_some_and(|current| current.layout.root() == root)
+            tree.set.as_ref().is_some_and(|current| current.layout.root() == root)
         });
         !is_current && set.files.iter().any(|file| self.still_grants(file))
     }
@@ -176,22 +172,17 @@ impl Current {
 
 impl Past {
     fn add_set(&mut self, set: &Arc<FileSet>) {
-        self.set_dirs
-            .extend(set.layout.dirs().keys().map(|ino| (*ino, Arc::clone(set))));
+        self.set_dirs.extend(set.layout.dirs().keys().map(|ino| (*ino, Arc::clone(set))));
     }
 
     /// Each set once.
     fn sets(&self) -> impl Iterator<Item = &Arc<FileSet>> {
-        self.set_dirs
-            .iter()
-            .filter(|(ino, set)| **ino == set.layout.root())
-            .map(|(_, set)| set)
+        self.set_dirs.iter().filter(|(ino, set)| **ino == set.layout.root()).map(|(_, set)| set)
     }
 
-    fn pinned(&self) -> BTreeSet<Ino> {
-        self.sets()
-            .flat_map(|set| &set.files)
-            .map(|file| file.ino)
-            .collect()
+    /// The files of the sets that are held, revoked ones too: a set is named by all its files, also in a record.
+    fn members(&self, held: &impl Fn(Ino) -> bool) -> BTreeSet<Ino> {
+        let sets = self.sets().filter(|set| set.is_held(held));
+        sets.flat_map(|set| &set.files).map(|file| file.ino).collect()
     }
 }
