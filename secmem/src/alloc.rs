@@ -79,10 +79,7 @@ mod tests {
 
     #[test]
     fn a_freed_block_holds_nothing() {
-        assert!(
-            contains(&left_behind(&System), PATTERN),
-            "the check itself must see a leak"
-        );
+        assert!(contains(&left_behind(&System), PATTERN), "the check itself must see a leak");
         assert!(!contains(&left_behind(&ZeroingAllocator), PATTERN));
     }
 

@@ -47,10 +47,7 @@ pub enum ReadError {
 impl SecretBytes {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Result<Self, LockError> {
-        Ok(Self {
-            mapping: LockedMapping::new(len, Guards::None)?,
-            len,
-        })
+        Ok(Self { mapping: LockedMapping::new(len, Guards::None)?, len })
     }
 
     /// Takes the contents of `source` over and wipes it, also when this fails.
@@ -121,9 +118,7 @@ impl SecretBytes {
             return Ok(self);
         }
         let mut smaller = Self::zeroed(len)?;
-        smaller
-            .as_mut_slice()
-            .copy_from_slice(&self.as_slice()[..len]);
+        smaller.as_mut_slice().copy_from_slice(&self.as_slice()[..len]);
         Ok(smaller)
     }
 }
@@ -170,7 +165,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::testing::{pipe_with, smaps_flags, vm_locked_kib};
+    use crate::testing::{alone, pipe_with, smaps_flags, vm_locked_kib};
 
     #[test]
     fn taking_over_wipes_the_source() {
@@ -207,16 +202,14 @@ mod tests {
 
     #[test]
     fn a_value_is_locked_as_long_as_it_lives() {
-        let before = vm_locked_kib();
-        let secret = SecretBytes::zeroed(500_000).unwrap();
-        assert!(vm_locked_kib() >= before + 488);
-        assert!(
-            smaps_flags(secret.as_slice().as_ptr() as usize)
-                .iter()
-                .any(|f| f == "lo")
-        );
-        drop(secret);
-        assert_eq!(vm_locked_kib(), before);
+        alone("bytes::tests::a_value_is_locked_as_long_as_it_lives", || {
+            let before = vm_locked_kib();
+            let secret = SecretBytes::zeroed(500_000).unwrap();
+            assert!(vm_locked_kib() >= before + 488);
+            assert!(smaps_flags(secret.as_slice().as_ptr() as usize).iter().any(|f| f == "lo"));
+            drop(secret);
+            assert_eq!(vm_locked_kib(), before);
+        });
     }
 
     #[test]
@@ -229,58 +222,36 @@ mod tests {
 
         let pipe = pipe_with(vec![7; limit + 1]);
         let error = SecretBytes::read_from(pipe.as_fd(), limit).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the value has 512001 bytes; the limit is 512000"
-        );
+        assert_eq!(error.to_string(), "the value has 512001 bytes; the limit is 512000");
     }
 
     #[test]
     fn an_oversized_input_is_counted_to_its_end_within_bounds() {
         let pipe = pipe_with(vec![7; 3_000_000]);
         let error = SecretBytes::read_from(pipe.as_fd(), 1000).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ReadError::TooLarge {
-                    limit: 1000,
-                    size: 3_000_000
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, ReadError::TooLarge { limit: 1000, size: 3_000_000 }), "{error}");
 
         let endless = File::open("/dev/zero").unwrap();
         let error = SecretBytes::read_from(endless.as_fd(), 1 << 20).unwrap_err();
-        assert!(
-            matches!(error, ReadError::TooLarge { size, .. } if size >= 64 << 20),
-            "{error}"
-        );
+        assert!(matches!(error, ReadError::TooLarge { size, .. } if size >= 64 << 20), "{error}");
     }
 
     #[test]
     fn an_empty_input_and_a_failing_one_are_told_apart() {
         let nothing = File::open("/dev/null").unwrap();
-        assert!(matches!(
-            SecretBytes::read_from(nothing.as_fd(), 10),
-            Err(ReadError::Empty)
-        ));
+        assert!(matches!(SecretBytes::read_from(nothing.as_fd(), 10), Err(ReadError::Empty)));
         let folder = File::open("/").unwrap();
-        assert!(matches!(
-            SecretBytes::read_from(folder.as_fd(), 10),
-            Err(ReadError::Io(_))
-        ));
+        assert!(matches!(SecretBytes::read_from(folder.as_fd(), 10), Err(ReadError::Io(_))));
     }
 
     #[test]
     fn a_small_value_read_under_a_large_limit_holds_one_page() {
-        let before = vm_locked_kib();
-        let pipe = pipe_with(b"small".to_vec());
-        let secret = SecretBytes::read_from(pipe.as_fd(), 512_000).unwrap();
-        assert_eq!(secret.as_slice(), b"small");
-        assert_eq!(
-            vm_locked_kib() - before,
-            crate::mapping::page_size() as u64 / 1024
-        );
+        alone("bytes::tests::a_small_value_read_under_a_large_limit_holds_one_page", || {
+            let before = vm_locked_kib();
+            let pipe = pipe_with(b"small".to_vec());
+            let secret = SecretBytes::read_from(pipe.as_fd(), 512_000).unwrap();
+            assert_eq!(secret.as_slice(), b"small");
+            assert_eq!(vm_locked_kib() - before, crate::mapping::page_size() as u64 / 1024);
+        });
     }
 }

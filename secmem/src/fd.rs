@@ -2,10 +2,7 @@
 //!
 //! A supervisor creates it and passes the descriptor on; whoever has the descriptor maps the page when
 //! it needs the key. Nothing here writes to the page after `create`.
-#![expect(
-    unsafe_code,
-    reason = "memfd_secret and mmap deal in raw descriptors and addresses"
-)]
+#![expect(unsafe_code, reason = "memfd_secret and mmap deal in raw descriptors and addresses")]
 
 use std::fmt;
 use std::io;
@@ -103,17 +100,12 @@ impl SecretFd {
     pub fn set_inheritable(&self, inheritable: bool) -> Result<(), SecretFdError> {
         let flags = if inheritable { 0 } else { libc::FD_CLOEXEC };
         // SAFETY: F_SETFD takes no pointers.
-        check(
-            unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFD, flags) },
-            "fcntl(F_SETFD)",
-        )
+        check(unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFD, flags) }, "fcntl(F_SETFD)")
     }
 
     /// Maps the key, for reading.
     pub fn map(&self) -> Result<MappedKey, SecretFdError> {
-        Ok(MappedKey {
-            page: Page::map(self.fd.as_fd(), libc::PROT_READ)?,
-        })
+        Ok(MappedKey { page: Page::map(self.fd.as_fd(), libc::PROT_READ)? })
     }
 }
 
@@ -177,19 +169,9 @@ impl Page {
     fn map(fd: BorrowedFd<'_>, prot: libc::c_int) -> Result<Self, SecretFdError> {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory in use.
         let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                page_size(),
-                prot,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
+            libc::mmap(ptr::null_mut(), page_size(), prot, libc::MAP_SHARED, fd.as_raw_fd(), 0)
         };
-        let failed = |call| SecretFdError::Io {
-            call,
-            source: io::Error::last_os_error(),
-        };
+        let failed = |call| SecretFdError::Io { call, source: io::Error::last_os_error() };
         if start == libc::MAP_FAILED {
             return Err(failed("mmap"));
         }
@@ -236,19 +218,13 @@ fn is_secret_page(fd: BorrowedFd<'_>) -> bool {
 fn creation_error(source: io::Error) -> SecretFdError {
     match source.raw_os_error() {
         Some(libc::ENOSYS) => SecretFdError::Unsupported,
-        _ => SecretFdError::Io {
-            call: "memfd_secret",
-            source,
-        },
+        _ => SecretFdError::Io { call: "memfd_secret", source },
     }
 }
 
 fn check(result: libc::c_int, call: &'static str) -> Result<(), SecretFdError> {
     if result < 0 {
-        return Err(SecretFdError::Io {
-            call,
-            source: io::Error::last_os_error(),
-        });
+        return Err(SecretFdError::Io { call, source: io::Error::last_os_error() });
     }
     Ok(())
 }
@@ -307,18 +283,12 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let number = file.as_raw_fd();
         let refused = SecretFd::from_inherited(number).unwrap_err();
-        assert!(
-            matches!(refused, SecretFdError::NotSecret { fd } if fd == number),
-            "{refused}"
-        );
+        assert!(matches!(refused, SecretFdError::NotSecret { fd } if fd == number), "{refused}");
         assert!(SecretFd::adopt(file.into()).is_err());
         let closed = SecretFd::create().unwrap().fd.into_raw_fd();
         // SAFETY: `closed` was given up by `into_raw_fd` and is closed once.
         unsafe { libc::close(closed) };
-        assert!(matches!(
-            SecretFd::from_inherited(closed),
-            Err(SecretFdError::Io { .. })
-        ));
+        assert!(matches!(SecretFd::from_inherited(closed), Err(SecretFdError::Io { .. })));
     }
 
     #[test]

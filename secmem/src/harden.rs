@@ -44,10 +44,7 @@ pub fn forbid_dumps() -> Result<(), DumpsError> {
 
 /// No core files, also for the programs that this process starts (`RLIMIT_CORE`).
 pub fn forbid_cores() -> Result<(), CoresError> {
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` is a valid limit that outlives the call.
     match unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) } {
         0 => Ok(()),
@@ -110,10 +107,7 @@ mod tests {
             // SAFETY: PR_GET_DUMPABLE takes no pointers.
             let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) };
             let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
-            let core = limits
-                .lines()
-                .find(|line| line.starts_with("Max core file size"))
-                .unwrap();
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
             let core: Vec<_> = core.split_whitespace().skip(4).collect();
             println!("dumpable {dumpable}, core {core:?}");
         })
@@ -136,10 +130,7 @@ mod tests {
                 "{printed}"
             );
             let all = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-            assert!(
-                !String::from_utf8_lossy(&all).contains("canary"),
-                "{output:?}"
-            );
+            assert!(!String::from_utf8_lossy(&all).contains("canary"), "{output:?}");
             assert_eq!(output.status.signal(), Some(libc::SIGABRT));
         });
     }
@@ -171,10 +162,7 @@ mod tests {
                 "{printed}"
             );
             let all = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-            assert!(
-                !String::from_utf8_lossy(&all).contains("canary"),
-                "{output:?}"
-            );
+            assert!(!String::from_utf8_lossy(&all).contains("canary"), "{output:?}");
         });
     }
 }

@@ -57,9 +57,7 @@ impl Key32 {
     }
 
     fn zeroed() -> Result<Self, LockError> {
-        Ok(Self {
-            mapping: LockedMapping::new(32, Guards::Both)?,
-        })
+        Ok(Self { mapping: LockedMapping::new(32, Guards::Both)? })
     }
 }
 
@@ -80,7 +78,7 @@ impl fmt::Debug for Key32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{smaps_flags, vm_locked_kib};
+    use crate::testing::{alone, smaps_flags, vm_locked_kib};
 
     #[test]
     fn taking_over_wipes_the_source() {
@@ -98,21 +96,20 @@ mod tests {
 
     #[test]
     fn debug_tells_nothing() {
-        assert_eq!(
-            format!("{:?}", Key32::from_bytes(&mut [7; 32]).unwrap()),
-            "Key32(..)"
-        );
+        assert_eq!(format!("{:?}", Key32::from_bytes(&mut [7; 32]).unwrap()), "Key32(..)");
     }
 
     #[test]
     fn every_key_of_a_hundred_is_locked() {
-        let before = vm_locked_kib();
-        let keys: Vec<_> = (0..100).map(|_| Key32::generate().unwrap()).collect();
-        let page_kib = crate::mapping::page_size() as u64 / 1024;
-        assert_eq!(vm_locked_kib() - before, 100 * page_kib);
-        for key in &keys {
-            let flags = smaps_flags(key.expose().as_ptr() as usize);
-            assert!(flags.iter().any(|f| f == "lo") && flags.iter().any(|f| f == "dd"));
-        }
+        alone("key::tests::every_key_of_a_hundred_is_locked", || {
+            let before = vm_locked_kib();
+            let keys: Vec<_> = (0..100).map(|_| Key32::generate().unwrap()).collect();
+            let page_kib = crate::mapping::page_size() as u64 / 1024;
+            assert_eq!(vm_locked_kib() - before, 100 * page_kib);
+            for key in &keys {
+                let flags = smaps_flags(key.expose().as_ptr() as usize);
+                assert!(flags.iter().any(|f| f == "lo") && flags.iter().any(|f| f == "dd"));
+            }
+        });
     }
 }

@@ -71,22 +71,13 @@ impl LockedMapping {
     pub(crate) fn new(len: usize, guards: Guards) -> Result<Self, LockError> {
         let page = page_size();
         let guard = if guards == Guards::Both { page } else { 0 };
-        let capacity = len
-            .max(1)
-            .checked_next_multiple_of(page)
-            .ok_or(LockError::TooLong { len })?;
-        let total = capacity
-            .checked_add(2 * guard)
-            .ok_or(LockError::TooLong { len })?;
+        let capacity =
+            len.max(1).checked_next_multiple_of(page).ok_or(LockError::TooLong { len })?;
+        let total = capacity.checked_add(2 * guard).ok_or(LockError::TooLong { len })?;
         let base = map_anonymous(total)?;
         // SAFETY: `guard` is at most a page, and the mapping is at least a page longer than that.
         let data = unsafe { base.add(guard) };
-        let mapping = Self {
-            base,
-            total,
-            data,
-            capacity,
-        };
+        let mapping = Self { base, total, data, capacity };
         if guard > 0 {
             mapping.protect(base, guard)?;
             // SAFETY: `total` = guard + capacity + guard.
@@ -138,19 +129,12 @@ impl LockedMapping {
         // SAFETY: the range is exactly this mapping's data.
         match unsafe { libc::mlock(self.data.as_ptr().cast(), self.capacity) } {
             0 => Ok(()),
-            _ => Err(LockError::Lock {
-                len: self.capacity,
-                source: io::Error::last_os_error(),
-            }),
+            _ => Err(LockError::Lock { len: self.capacity, source: io::Error::last_os_error() }),
         }
     }
 
     fn map_error(&self, call: &'static str) -> LockError {
-        LockError::Map {
-            len: self.total,
-            call,
-            source: io::Error::last_os_error(),
-        }
+        LockError::Map { len: self.total, call, source: io::Error::last_os_error() }
     }
 }
 
@@ -176,11 +160,7 @@ fn map_anonymous(len: usize) -> Result<NonNull<u8>, LockError> {
             0,
         )
     };
-    let failed = || LockError::Map {
-        len,
-        call: "mmap",
-        source: io::Error::last_os_error(),
-    };
+    let failed = || LockError::Map { len, call: "mmap", source: io::Error::last_os_error() };
     if base == libc::MAP_FAILED {
         return Err(failed());
     }
@@ -193,30 +173,26 @@ pub(crate) fn page_size() -> usize {
     *PAGE.get_or_init(|| {
         // SAFETY: sysconf has no preconditions.
         let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        usize::try_from(size)
-            .ok()
-            .filter(|size| size.is_power_of_two())
-            .unwrap_or(4096)
+        usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{in_child, memory_at, smaps_flags, vm_locked_kib};
+    use crate::testing::{alone, in_child, memory_at, smaps_flags, vm_locked_kib};
 
     #[test]
     fn pages_are_locked_and_left_out_of_dumps_and_forks() {
-        let before = vm_locked_kib();
-        let mapping = LockedMapping::new(1 << 20, Guards::None).unwrap();
-        assert!(vm_locked_kib() >= before + 1024);
-        let flags = smaps_flags(mapping.data().as_ptr() as usize);
-        for flag in ["lo", "dd", "wf"] {
-            assert!(
-                flags.iter().any(|f| f == flag),
-                "{flag} is missing in {flags:?}"
-            );
-        }
+        alone("mapping::tests::pages_are_locked_and_left_out_of_dumps_and_forks", || {
+            let before = vm_locked_kib();
+            let mapping = LockedMapping::new(1 << 20, Guards::None).unwrap();
+            assert!(vm_locked_kib() >= before + 1024);
+            let flags = smaps_flags(mapping.data().as_ptr() as usize);
+            for flag in ["lo", "dd", "wf"] {
+                assert!(flags.iter().any(|f| f == flag), "{flag} is missing in {flags:?}");
+            }
+        });
     }
 
     #[test]
@@ -261,20 +237,14 @@ mod tests {
     fn a_refused_lock_is_an_error_that_says_what_to_raise() {
         let name = "mapping::tests::a_refused_lock_is_an_error_that_says_what_to_raise";
         in_child(name, |_| {
-            let none = libc::rlimit {
-                rlim_cur: 0,
-                rlim_max: 0,
-            };
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             // SAFETY: plain system calls on a process of our own.
             unsafe {
                 assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const none), 0);
                 assert_eq!(libc::setgid(65534), 0);
                 assert_eq!(libc::setuid(65534), 0);
             }
-            let error = LockedMapping::new(100, Guards::None)
-                .err()
-                .unwrap()
-                .to_string();
+            let error = LockedMapping::new(100, Guards::None).err().unwrap().to_string();
             assert!(error.contains("RLIMIT_MEMLOCK"), "{error}");
             println!("child is done");
         })

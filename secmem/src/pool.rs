@@ -28,9 +28,7 @@ struct Shared {
 impl BouncePool {
     /// `slots` buffers of `slot_len` bytes each.
     pub fn new(slots: usize, slot_len: usize) -> Result<Self, LockError> {
-        let len = slots
-            .checked_mul(slot_len)
-            .ok_or(LockError::TooLong { len: usize::MAX })?;
+        let len = slots.checked_mul(slot_len).ok_or(LockError::TooLong { len: usize::MAX })?;
         let shared = Shared {
             mapping: LockedMapping::new(len, Guards::None)?,
             slot_len,
@@ -38,9 +36,7 @@ impl BouncePool {
             free: Mutex::new((0..slots).collect()),
             returned: Condvar::new(),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The length of a slot in bytes.
@@ -57,11 +53,7 @@ impl BouncePool {
             if let Some(index) = free.pop() {
                 return self.slot(index);
             }
-            free = self
-                .shared
-                .returned
-                .wait(free)
-                .unwrap_or_else(PoisonError::into_inner);
+            free = self.shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -73,11 +65,7 @@ impl BouncePool {
     }
 
     fn slot(&self, index: usize) -> Slot {
-        Slot {
-            used: self.shared.slot_len,
-            index,
-            shared: Arc::clone(&self.shared),
-        }
+        Slot { used: self.shared.slot_len, index, shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -89,11 +77,7 @@ impl Shared {
 
 impl fmt::Debug for BouncePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "BouncePool({} x {} bytes)",
-            self.shared.slots, self.shared.slot_len
-        )
+        write!(f, "BouncePool({} x {} bytes)", self.shared.slots, self.shared.slot_len)
     }
 }
 
@@ -156,9 +140,10 @@ impl fmt::Debug for Slot {
 mod tests {
     use std::sync::mpsc;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
-    use crate::testing::{smaps_flags, vm_locked_kib};
+    use crate::testing::{alone, is_asleep, smaps_flags, vm_locked_kib};
 
     #[test]
     fn a_slot_comes_back_empty() {
@@ -201,23 +186,29 @@ mod tests {
         let (tell, told) = mpsc::channel();
         let waiting = pool.clone();
         let waiter = thread::spawn(move || {
-            tell.send("waiting").unwrap();
+            // SAFETY: gettid has no preconditions.
+            tell.send(unsafe { libc::gettid() }).unwrap();
             drop(waiting.take());
-            tell.send("got it").unwrap();
+            tell.send(0).unwrap();
         });
-        assert_eq!(told.recv().unwrap(), "waiting");
+        let thread = told.recv().unwrap();
+        while !is_asleep(thread) {
+            thread::yield_now();
+        }
         assert!(told.try_recv().is_err());
         drop(held);
-        assert_eq!(told.recv().unwrap(), "got it");
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(0), "nobody woke it");
         waiter.join().unwrap();
     }
 
     #[test]
     fn the_whole_pool_is_locked() {
-        let before = vm_locked_kib();
-        let pool = BouncePool::new(4, 128 << 10).unwrap();
-        assert_eq!(vm_locked_kib() - before, 512);
-        let flags = smaps_flags(pool.take().as_ptr() as usize);
-        assert!(flags.iter().any(|f| f == "lo") && flags.iter().any(|f| f == "dd"));
+        alone("pool::tests::the_whole_pool_is_locked", || {
+            let before = vm_locked_kib();
+            let pool = BouncePool::new(4, 128 << 10).unwrap();
+            assert_eq!(vm_locked_kib() - before, 512);
+            let flags = smaps_flags(pool.take().as_ptr() as usize);
+            assert!(flags.iter().any(|f| f == "lo") && flags.iter().any(|f| f == "dd"));
+        });
     }
 }

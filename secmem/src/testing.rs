@@ -18,18 +18,13 @@ pub(crate) fn memory_at(address: usize, len: usize) -> Vec<u8> {
 }
 
 pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
+    haystack.windows(needle.len()).any(|window| window == needle)
 }
 
 /// `VmLck` of /proc/self/status.
 pub(crate) fn vm_locked_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmLck:"))
-        .unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
@@ -38,14 +33,9 @@ pub(crate) fn smaps_flags(address: usize) -> Vec<String> {
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
     for line in smaps.lines() {
-        if let Some((start, end)) = line
-            .split(' ')
-            .next()
-            .and_then(|range| range.split_once('-'))
-            && let (Ok(start), Ok(end)) = (
-                usize::from_str_radix(start, 16),
-                usize::from_str_radix(end, 16),
-            )
+        if let Some((start, end)) = line.split(' ').next().and_then(|range| range.split_once('-'))
+            && let (Ok(start), Ok(end)) =
+                (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
         {
             inside = (start..end).contains(&address);
         } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
@@ -87,10 +77,17 @@ pub(crate) fn in_child_with(name: &str, arg: &str, body: impl FnOnce(&str)) -> E
         return Ended(None);
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(CHILD, arg);
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, arg);
     Ended(Some(command.output().unwrap()))
+}
+
+/// Runs `body` in a process of its own, for what is counted per process; fails as it fails.
+pub(crate) fn alone(name: &str, body: impl FnOnce()) {
+    in_child(name, |_| {
+        body();
+        println!("it went well");
+    })
+    .assert_prints("it went well");
 }
 
 /// A pipe that already holds `contents` and is closed for writing.
@@ -110,4 +107,10 @@ pub(crate) fn closes_on_exec(fd: i32) -> bool {
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     assert!(flags >= 0);
     flags & libc::FD_CLOEXEC != 0
+}
+
+/// Whether the thread waits in the kernel.
+pub(crate) fn is_asleep(thread: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.trim_start().starts_with('S')
 }

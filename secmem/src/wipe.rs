@@ -17,10 +17,7 @@ pub fn ct_eq(a: &[u8], b: &[u8]) -> bool {
 
 /// Tells the compiler that everything reachable from `address` is looked at here, so that stores made
 /// before are kept.
-#[expect(
-    unsafe_code,
-    reason = "an empty asm block is the barrier that a compiler must respect"
-)]
+#[expect(unsafe_code, reason = "an empty asm block is the barrier that a compiler must respect")]
 pub(crate) fn keep_stores(address: *const u8) {
     // SAFETY: the block holds no instruction; it only claims to read and write memory.
     unsafe {

@@ -72,6 +72,8 @@ fn a_seal_opens_for_nobody_and_nothing_else() {
 #[test]
 fn fields_cannot_be_shifted_into_each_other() {
     assert_ne!(Aad::new().text("ab").text("c"), Aad::new().text("a").text("bc"));
+    // Contents that look like a field of their own.
+    assert_ne!(Aad::new().text("aTb"), Aad::new().text("a").text("b"));
     assert_ne!(Aad::new().text("a"), Aad::new().bytes(b"a"));
     assert_ne!(Aad::new().number(1), Aad::new().bytes(&1_u64.to_be_bytes()));
     assert_ne!(Aad::new().text("").text("a"), Aad::new().text("a").text(""));

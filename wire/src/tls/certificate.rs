@@ -147,6 +147,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_manager_has_the_name_and_the_usage_to_serve() {
+        let cluster = ClusterId::from_entropy([1; 16]);
+        for role in [Role::Manager, Role::Node, Role::Operator] {
+            let params = leaf_params(&cluster, role, "x", 0, 1).unwrap();
+            let names = |text: &str| SanType::DnsName(text.try_into().unwrap());
+            assert_eq!(params.subject_alt_names, [names("x"), names(role.word())]);
+            let serves = params.extended_key_usages.contains(&ExtendedKeyUsagePurpose::ServerAuth);
+            assert_eq!(serves, role == Role::Manager);
+            assert_eq!(params.is_ca, IsCa::ExplicitNoCa);
+        }
+    }
+
+    #[test]
     fn a_request_contributes_its_public_key() {
         let (secret, csr) = key_and_csr().unwrap();
         let key = KeyPair::try_from(secret.as_slice()).unwrap();

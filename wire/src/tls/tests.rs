@@ -9,6 +9,7 @@ use rustls::pki_types::ServerName;
 use rustls::{NamedGroup, ProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_stream::StreamExt;
 
@@ -202,7 +203,8 @@ async fn closing_a_peer_ends_its_calls_and_nobody_elses() {
     server.hung.notified().await;
 
     assert_eq!(server.connections.close_peer(OTHER_ID), 2);
-    hanging.await.unwrap().unwrap_err();
+    // At once: long before the keepalive would notice.
+    timeout(Duration::from_secs(3), hanging).await.unwrap().unwrap().unwrap_err();
     call(&idle, "Who").await.unwrap_err();
     assert!(call(&kept, "Who").await.unwrap().starts_with("operator "));
     assert_eq!(server.connections.count(), 1);

@@ -41,10 +41,9 @@ impl ClientCertVerifier for GraceVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let peer = PeerIdentity::from_der(leaf, now.as_secs())
             .map_err(|error| CertificateError::Other(OtherError(Arc::new(error))))?;
-        let verdict = self.inner.verify_client_cert(leaf, intermediates, now);
         let since_end = now.as_secs().saturating_sub(peer.not_after);
-        if !peer.expired || !is_expiry(&verdict) || since_end >= EXPIRED_GRACE.as_secs() {
-            return verdict;
+        if !peer.expired || since_end >= EXPIRED_GRACE.as_secs() {
+            return self.inner.verify_client_cert(leaf, intermediates, now);
         }
         // Everything else about it must have been good in its last second.
         let last = UnixTime::since_unix_epoch(Duration::from_secs(peer.not_after));
@@ -72,15 +71,6 @@ impl ClientCertVerifier for GraceVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
     }
-}
-
-fn is_expiry(verdict: &Result<ClientCertVerified, Error>) -> bool {
-    matches!(
-        verdict,
-        Err(Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. }
-        ))
-    )
 }
 
 /// Believes any server. Only for fetching a root CA that is then checked against a join token.
