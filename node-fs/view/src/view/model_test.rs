@@ -44,7 +44,7 @@ fn planned() -> impl Strategy<Value = PlannedTask> {
     let version = |id| prop::option::weighted(chance(id), 1..4_u64);
     let versions = (0..TARGETS.len()).map(version).collect::<Vec<_>>();
     let mostly = prop::bool::weighted(0.85);
-    (mostly.clone(), mostly, prop::bool::weighted(0.1), versions).prop_map(
+    (mostly, mostly, prop::bool::weighted(0.1), versions).prop_map(
         |(assigned, live, rejected, versions)| PlannedTask { assigned, live, rejected, versions },
     )
 }
