@@ -198,6 +198,11 @@ impl View {
 
     /// Checks that a tree's numbers are nobody else's, in the new view as in this one: who had a number keeps it.
     fn claim(&self, taken: &BTreeMap<Ino, TaskId>, tree: Arc<Tree>) -> Result<Arc<Tree>, Refusal> {
+        let before = self.current.trees.get(&tree.task);
+        if before.is_some_and(|before| Arc::ptr_eq(before, &tree)) {
+            // It has its numbers already, and no newcomer got one of them.
+            return Ok(tree);
+        }
         let mut own = BTreeSet::new();
         for ino in tree.numbers() {
             let before = self.owner(ino).is_some_and(|task| task != tree.task);
