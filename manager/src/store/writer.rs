@@ -1,0 +1,362 @@
+//! The one thread that writes: drains the queue, one transaction for all it finds, then answers in order.
+//!
+//! Depends on redb and the cipher. Invariant: nothing is acknowledged before the commit that holds it and everything
+//! before it is on disk; after a failed commit nothing is acknowledged any more.
+use super::cipher::{BatchSealer, Kind, Place, StoreCipher};
+use super::folder::Mark;
+use super::layout::{LOCALS, LOG, META, Position, ROWS, TIP, Tip};
+use super::view::{Row, RowsView, name_head};
+use super::{Disk, LogRow, Shared, StoreError, guard};
+use keyhole_secmem::SecretBytes;
+use prost::Message;
+use redb::{ReadableDatabase, Table, WriteTransaction};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
+
+/// One transaction takes jobs up to this size.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// Told when the job's commit is on disk, or why it never will be.
+pub type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// Told the state rows as of its place in the queue.
+pub type ViewDone = Box<dyn FnOnce(Result<RowsView, StoreError>) + Send>;
+
+/// A change of one state row: its key, and its value or `None` to delete it.
+pub type RowChange = (Vec<u8>, Option<Vec<u8>>);
+
+pub(crate) enum Op {
+    Append(Vec<LogRow>),
+    Vote(Vec<u8>),
+    Committed(Option<Position>),
+    TruncateAfter(Option<u64>),
+    Purge(Position),
+    Rows { changes: Vec<RowChange>, applied: Vec<u8> },
+    Install { rows: Vec<Row>, applied: Vec<u8> },
+    Local { name: String, secret: Option<SecretBytes> },
+    View(ViewDone),
+    Flush,
+}
+
+pub(crate) struct Job {
+    pub(crate) number: u64,
+    pub(crate) op: Op,
+    pub(crate) done: Option<Done>,
+}
+
+impl Job {
+    /// Whether somebody waits for the disk. What nobody waits for rides with the next job that is waited for: it can
+    /// be rebuilt from the log.
+    fn is_urgent(&self) -> bool {
+        !matches!(self.op, Op::Rows { .. } | Op::Committed(_))
+    }
+
+    fn size(&self) -> usize {
+        match &self.op {
+            Op::Append(rows) => rows.iter().map(|row| row.data.len() + 64).sum(),
+            Op::Rows { changes, .. } => changes
+                .iter()
+                .map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len) + 64)
+                .sum(),
+            Op::Install { rows, .. } => {
+                rows.iter().map(|(key, value)| key.len() + value.len()).sum()
+            }
+            _ => 64,
+        }
+    }
+
+    pub(crate) fn fail(self, error: &StoreError) {
+        if let Op::View(reply) = self.op {
+            reply(Err(error.clone()));
+        }
+        if let Some(done) = self.done {
+            done(Err(error.clone()));
+        }
+    }
+}
+
+/// Called once, from the writer's thread, when the store has failed for good.
+pub type OnFatal = Box<dyn FnOnce(&StoreError) + Send>;
+
+pub(crate) struct Writer {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) cipher: Arc<StoreCipher>,
+    pub(crate) file: Arc<str>,
+    pub(crate) mark: Mark,
+    pub(crate) tip: Tip,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) on_fatal: Option<OnFatal>,
+}
+
+impl Writer {
+    /// Works until all senders are gone, then commits what is left.
+    pub(crate) fn run(mut self, queue: &Receiver<Job>) {
+        let mut batch = VecDeque::new();
+        loop {
+            let open = collect(queue, &mut batch);
+            if !batch.is_empty() {
+                self.write(batch.drain(..).collect());
+            }
+            if !open {
+                break;
+            }
+        }
+    }
+
+    fn write(&mut self, mut jobs: Vec<Job>) {
+        if let Some(error) = self.shared.failure() {
+            jobs.into_iter().for_each(|job| job.fail(&error));
+            return;
+        }
+        match self.commit(&mut jobs) {
+            Ok(()) => self.acknowledge(jobs),
+            Err(error) => self.fail(jobs, &error),
+        }
+    }
+
+    fn commit(&mut self, jobs: &mut [Job]) -> Result<(), StoreError> {
+        let file = self.file.clone();
+        let tip = guard("write", &file, || self.transact(jobs))?;
+        // The mark follows the commit and precedes every acknowledgement: whatever was acknowledged is in a commit
+        // whose number the mark knows.
+        self.mark.write(&self.cipher, tip.seq)?;
+        self.tip = tip;
+        Ok(())
+    }
+
+    fn transact(&self, jobs: &mut [Job]) -> Result<Tip, StoreError> {
+        let fail = |error: redb::Error| StoreError::redb("write", &self.file, error);
+        let mut txn = self.disk.begin_write().map_err(|e| fail(e.into()))?;
+        txn.set_two_phase_commit(true);
+        let mut tip = self.tip.clone();
+        Batch::new(&txn, &self.cipher, &self.file)?.write_all(jobs, &mut tip)?;
+        txn.commit().map_err(|e| fail(e.into()))?;
+        Ok(tip)
+    }
+
+    fn acknowledge(&mut self, jobs: Vec<Job>) {
+        let last = jobs.last().map_or(0, |job| job.number);
+        self.shared.committed_up_to(last, self.tip.vote.clone());
+        for job in jobs {
+            if let Op::View(reply) = job.op {
+                reply(self.view());
+            }
+            if let Some(done) = job.done {
+                done(Ok(()));
+            }
+        }
+    }
+
+    fn view(&self) -> Result<RowsView, StoreError> {
+        guard("read", &self.file, || {
+            Ok(RowsView {
+                txn: self.disk.begin_read().map_err(|e| StoreError::redb("read", &self.file, e))?,
+                cipher: self.cipher.clone(),
+                file: self.file.clone(),
+                applied: self.tip.applied.clone(),
+                _disk: self.disk.clone(),
+            })
+        })
+    }
+
+    fn fail(&mut self, jobs: Vec<Job>, error: &StoreError) {
+        tracing::error!(%error, "the store has failed; nothing more is acknowledged");
+        self.shared.set_failure(error.clone());
+        jobs.into_iter().for_each(|job| job.fail(error));
+        if let Some(on_fatal) = self.on_fatal.take() {
+            on_fatal(error);
+        }
+    }
+}
+
+/// Waits for work that somebody waits for, or for enough of the other; `false` when no more will come.
+fn collect(queue: &Receiver<Job>, batch: &mut VecDeque<Job>) -> bool {
+    let (mut urgent, mut bytes) = (false, 0);
+    loop {
+        let next = match urgent || bytes >= BATCH_BYTES {
+            true => queue.try_recv(),
+            false => queue.recv().map_err(|RecvError| TryRecvError::Disconnected),
+        };
+        match next {
+            Ok(job) => {
+                urgent |= job.is_urgent();
+                bytes += job.size();
+                batch.push_back(job);
+            }
+            Err(TryRecvError::Empty) => return true,
+            Err(TryRecvError::Disconnected) => return false,
+        }
+        if bytes >= BATCH_BYTES {
+            return true;
+        }
+    }
+}
+
+/// The open tables of one transaction.
+struct Batch<'t> {
+    meta: Table<'t, &'static str, &'static [u8]>,
+    log: Table<'t, u64, &'static [u8]>,
+    rows: Table<'t, [u8; 16], &'static [u8]>,
+    locals: Table<'t, [u8; 16], &'static [u8]>,
+    cipher: &'t StoreCipher,
+    sealer: BatchSealer<'t>,
+    file: &'t str,
+}
+
+impl<'t> Batch<'t> {
+    fn new(
+        txn: &'t WriteTransaction,
+        cipher: &'t StoreCipher,
+        file: &'t str,
+    ) -> Result<Self, StoreError> {
+        let fail = |error: redb::TableError| StoreError::redb("write", file, error);
+        Ok(Self {
+            meta: txn.open_table(META).map_err(fail)?,
+            log: txn.open_table(LOG).map_err(fail)?,
+            rows: txn.open_table(ROWS).map_err(fail)?,
+            locals: txn.open_table(LOCALS).map_err(fail)?,
+            cipher,
+            sealer: cipher.batch()?,
+            file,
+        })
+    }
+
+    fn write_all(mut self, jobs: &mut [Job], tip: &mut Tip) -> Result<(), StoreError> {
+        for job in jobs {
+            self.write(&mut job.op, tip)?;
+        }
+        tip.seq += 1;
+        let frame = self.sealer.seal(TIP_PLACE, &[&tip.encode_to_vec()])?;
+        self.meta.insert(TIP, &*frame).map_err(|e| failed(self.file, e))?;
+        Ok(())
+    }
+
+    fn write(&mut self, op: &mut Op, tip: &mut Tip) -> Result<(), StoreError> {
+        match op {
+            Op::Append(rows) => rows.iter().try_for_each(|row| self.append(row, tip)),
+            Op::Vote(vote) => {
+                tip.vote = Some(std::mem::take(vote));
+                Ok(())
+            }
+            Op::Committed(position) => {
+                tip.committed = *position;
+                Ok(())
+            }
+            Op::TruncateAfter(last) => {
+                let last = *last;
+                tip.truncate_after(last);
+                self.forget_log(last.map_or(0, |index| index + 1)..)
+            }
+            Op::Purge(upto) => {
+                tip.purge(*upto);
+                self.forget_log(..=upto.index)
+            }
+            Op::Rows { changes, applied } => {
+                tip.applied = Some(std::mem::take(applied));
+                changes
+                    .iter()
+                    .try_for_each(|(key, value)| self.change_row(key, value.as_deref(), tip))
+            }
+            Op::Install { rows, applied } => {
+                self.rows.retain(|_, _| false).map_err(|e| failed(self.file, e))?;
+                tip.rows = 0;
+                tip.applied = Some(std::mem::take(applied));
+                rows.iter().try_for_each(|(key, value)| self.change_row(key, Some(value), tip))
+            }
+            Op::Local { name, secret } => self.change_local(name.as_bytes(), secret.take(), tip),
+            Op::View(_) | Op::Flush => Ok(()),
+        }
+    }
+
+    fn append(&mut self, row: &LogRow, tip: &mut Tip) -> Result<(), StoreError> {
+        let Position { term, index } = row.position;
+        let expected = tip.next_index().unwrap_or(index);
+        if expected != index {
+            return Err(StoreError::Hole { expected, found: index });
+        }
+        let place = Place { kind: Kind::Log, key: &index.to_le_bytes(), term };
+        let frame = self.sealer.seal(place, &[&row.data])?;
+        self.log.insert(index, &*frame).map_err(|e| failed(self.file, e))?;
+        if tip.log_len == 0 {
+            tip.log_first = index;
+        }
+        tip.log_len += 1;
+        Ok(())
+    }
+
+    fn forget_log(&mut self, range: impl std::ops::RangeBounds<u64>) -> Result<(), StoreError> {
+        let range = (range.start_bound().cloned(), range.end_bound().cloned());
+        self.log.retain_in(range, |_, _| false).map_err(|e| failed(self.file, e))
+    }
+
+    fn change_row(
+        &mut self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        tip: &mut Tip,
+    ) -> Result<(), StoreError> {
+        let name = self.cipher.row_name(Kind::Row, key);
+        let existed = match value {
+            Some(value) => {
+                let place = Place { kind: Kind::Row, key: &name, term: 0 };
+                let frame = self.sealer.seal(place, &[&name_head(key)?, key, value])?;
+                self.rows.insert(name, &*frame).map(|old| old.is_some())
+            }
+            None => self.rows.remove(name).map(|old| old.is_some()),
+        };
+        let existed = existed.map_err(|e| failed(self.file, e))?;
+        tip.rows = tip.rows + u64::from(value.is_some()) - u64::from(existed);
+        Ok(())
+    }
+
+    fn change_local(
+        &mut self,
+        key: &[u8],
+        secret: Option<SecretBytes>,
+        tip: &mut Tip,
+    ) -> Result<(), StoreError> {
+        let name = self.cipher.row_name(Kind::Local, key);
+        let present = secret.is_some();
+        let existed = match secret {
+            Some(secret) => {
+                let named = named_secret(key, &secret)?;
+                let place = Place { kind: Kind::Local, key: &name, term: 0 };
+                let frame = self.sealer.seal_secret(place, named)?;
+                self.locals.insert(name, &*frame).map(|old| old.is_some())
+            }
+            None => self.locals.remove(name).map(|old| old.is_some()),
+        };
+        let existed = existed.map_err(|e| failed(self.file, e))?;
+        tip.locals = tip.locals + u64::from(present) - u64::from(existed);
+        Ok(())
+    }
+}
+
+/// Where the tip is sealed to.
+pub(crate) const TIP_PLACE: Place<'static> = Place { kind: Kind::Tip, key: b"", term: 0 };
+
+fn named_secret(key: &[u8], secret: &SecretBytes) -> Result<SecretBytes, StoreError> {
+    let start = 2 + key.len();
+    let mut named = SecretBytes::zeroed(start + secret.len())
+        .map_err(|e| StoreError::keys("lock a secret in memory", e))?;
+    let bytes = named.as_mut_slice();
+    bytes[..2].copy_from_slice(&name_head(key)?);
+    bytes[2..start].copy_from_slice(key);
+    bytes[start..].copy_from_slice(secret.as_slice());
+    Ok(named)
+}
+
+/// Writes the first tip of a new store within the transaction that creates it.
+pub(crate) fn write_first_tip(
+    txn: &WriteTransaction,
+    cipher: &StoreCipher,
+    file: &str,
+) -> Result<Tip, StoreError> {
+    let mut tip = Tip::default();
+    Batch::new(txn, cipher, file)?.write_all(&mut [], &mut tip)?;
+    Ok(tip)
+}
+
+fn failed(file: &str, error: redb::StorageError) -> StoreError {
+    StoreError::redb("write", file, error)
+}

@@ -1,0 +1,9 @@
+//! The encrypted store and the Raft storage on top of it, on real files and on a disk in memory that loses power.
+#![cfg(test)]
+
+#[cfg(test)]
+mod bytes;
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod disk;
