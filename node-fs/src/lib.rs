@@ -1,1 +1,20 @@
-//! keyhole-node-fs.
+//! The node's shell: a FUSE filesystem that shows each caller the secrets of its own task.
+//!
+//! Two processes: the [`supervisor`] holds what must survive (connection, sealed state, control
+//! socket, mount), the worker serves and can die at any moment ([`handover`], [`inheritance`]).
+//! What a caller may see is decided in `keyhole-view`, which is pure; this crate finds out who the
+//! caller is ([`caller`], [`cgroups`]), keeps the values and talks to the kernel.
+//! `unsafe` is in [`sys`] only.
+
+pub mod attempts;
+pub mod caller;
+pub mod cgroups;
+pub mod handover;
+pub mod inheritance;
+pub mod meter;
+pub mod mount;
+pub mod mountinfo;
+pub mod report;
+pub mod requirements;
+pub mod supervisor;
+pub mod sys;
