@@ -1,1 +1,34 @@
-//! keyhole-tests.
+//! The harness of the cross-process tests: real managers, nodes, mounts, cgroups and sockets, all ended and removed
+//! when a test ends, also by a panic.
+//!
+//! The usual way in is [`Machine`]: one manager and one node with its mount. [`Cluster`] is a manager and as many
+//! nodes as wanted; [`Probe`] is a process, in a task or outside, that makes system calls on request, so that what
+//! is tested is what *that* process sees. Nothing here waits by sleeping: a wait is for a line, an exit, or a condition
+//! ([`wait`]) with a deadline, and it fails with the daemons' logs.
+//!
+//! Needs root, /dev/fuse and a cgroup v2 hierarchy, and fails without them. Depends on the `keyhole` binary, not on the
+//! crates behind it: `cargo build -p keyhole-cli` first (`KEYHOLE_BIN` names another one).
+
+pub mod ask;
+mod binary;
+mod cgroup;
+mod cluster;
+mod daemon;
+mod ground;
+mod machine;
+mod mounts;
+mod node;
+mod probe;
+mod probe_calls;
+pub mod wait;
+
+pub use ask::*;
+pub use binary::{keyhole_binary, probe_binary};
+pub use cgroup::TestCgroup;
+pub use cluster::{Cluster, Ran};
+pub use daemon::Daemon;
+pub use ground::Ground;
+pub use machine::Machine;
+pub use mounts::{MountFact, mounts};
+pub use node::{Node, NodeOptions};
+pub use probe::{Fd, Probe, RunFailed};

@@ -1,0 +1,29 @@
+//! Where the binaries under test are: beside the test executable, in the same profile's folder.
+
+use std::path::PathBuf;
+
+/// The `keyhole` binary; `KEYHOLE_BIN` overrides the one of this profile.
+pub fn keyhole_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("KEYHOLE_BIN") {
+        return path.into();
+    }
+    beside("keyhole", "cargo build -p keyhole-cli")
+}
+
+/// The probe: this crate's own helper binary, built together with its tests.
+pub fn probe_binary() -> PathBuf {
+    beside("probe", "cargo build -p keyhole-tests --bins")
+}
+
+fn beside(name: &str, build: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("this executable has a path");
+    // target/PROFILE/deps/TEST-HASH, or target/PROFILE/BENCH
+    let folders = own.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "no binary {name:?} beside {}: run `{build}` with the same profile first",
+            own.display()
+        )
+    })
+}

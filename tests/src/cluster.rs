@@ -1,0 +1,217 @@
+//! One manager with its own data folder, address and operator socket, and the CLI pointed at it.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+use rustix::process::Signal;
+
+use crate::binary::keyhole_binary;
+use crate::daemon::{Daemon, code, die_with_parent};
+use crate::ground::Ground;
+use crate::node::{Node, NodeOptions};
+
+/// A cluster of one manager.
+#[derive(Debug)]
+pub struct Cluster {
+    manager: Daemon,
+    address: SocketAddr,
+    socket: PathBuf,
+    data: PathBuf,
+    ground: Arc<Ground>,
+}
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// Exit code; 128 + N for signal N.
+    pub code: i32,
+    /// What it wrote.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+impl Cluster {
+    /// Starts a manager on an empty folder and waits until it serves.
+    pub fn start() -> Self {
+        Self::start_on(Arc::new(Ground::new()))
+    }
+
+    /// The same on a ground that is there.
+    pub fn start_on(ground: Arc<Ground>) -> Self {
+        let address = free_address();
+        let (socket, data) = (ground.folder().join("m.sock"), ground.folder().join("m"));
+        let command = manager_command(&data, address, &socket);
+        let mut manager = Daemon::start(&ground, "manager", command);
+        manager.wait_for_word("ready");
+        Self { manager, address, socket, data, ground }
+    }
+
+    /// What the test stands on.
+    pub fn ground(&self) -> &Arc<Ground> {
+        &self.ground
+    }
+
+    /// Where nodes find the manager.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The operator's socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The manager's data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The manager's process.
+    pub fn manager(&mut self) -> &mut Daemon {
+        &mut self.manager
+    }
+
+    /// Ends the manager with a signal and waits.
+    pub fn stop(&mut self, signal: Signal) -> ExitStatus {
+        self.manager.signal(signal);
+        self.manager.wait()
+    }
+
+    /// Starts the manager again on the same folder and address.
+    pub fn restart(&mut self, signal: Signal) {
+        self.stop(signal);
+        self.resume();
+    }
+
+    /// Starts a manager that was stopped.
+    pub fn resume(&mut self) {
+        let command = manager_command(&self.data, self.address, &self.socket);
+        self.manager = Daemon::start(&self.ground, "manager", command);
+        self.manager.wait_for_word("ready");
+    }
+
+    /// Joins a node and waits until it is ready.
+    pub fn node(&self) -> Node {
+        self.node_with(NodeOptions::default())
+    }
+
+    /// Joins a node with options of its own.
+    pub fn node_with(&self, options: NodeOptions) -> Node {
+        Node::join(self, options)
+    }
+
+    /// A token for a new node.
+    pub fn node_token(&self) -> String {
+        self.ok(["cluster", "join-token", "-q", "worker"]).trim().to_owned()
+    }
+
+    /// The CLI's command, pointed at this manager.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = plain_command();
+        command.arg("--host").arg(format!("unix://{}", self.socket.display())).args(args);
+        die_with_parent(&mut command, libc::SIGKILL);
+        command
+    }
+
+    /// Runs the CLI with nothing on stdin.
+    pub fn keyhole<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
+        self.keyhole_with(args, b"")
+    }
+
+    /// Runs the CLI with bytes on stdin.
+    pub fn keyhole_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        stdin: &[u8],
+    ) -> Ran {
+        run(self.command(args), stdin)
+    }
+
+    /// Runs the CLI and gives its stdout; panics if it failed.
+    #[track_caller]
+    pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        self.ok_with(args, b"")
+    }
+
+    /// The same with bytes on stdin.
+    #[track_caller]
+    pub fn ok_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        stdin: &[u8],
+    ) -> String {
+        let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let ran = self.keyhole_with(&args, stdin);
+        assert_eq!(ran.code, 0, "keyhole {args:?} failed: {}{}", ran.stdout, ran.stderr);
+        ran.stdout
+    }
+
+    /// Runs the CLI, which must fail with exit code 1 and one line on stderr; gives that line.
+    #[track_caller]
+    pub fn refused<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        self.refused_with(args, b"")
+    }
+
+    /// The same with bytes on stdin.
+    #[track_caller]
+    pub fn refused_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        stdin: &[u8],
+    ) -> String {
+        let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let ran = self.keyhole_with(&args, stdin);
+        assert_eq!(ran.code, 1, "keyhole {args:?}: {}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.stderr.trim_end().lines().count(), 1, "one line: {}", ran.stderr);
+        ran.stderr.trim_end().to_owned()
+    }
+}
+
+/// The binary without any setting of the caller's environment.
+pub(crate) fn plain_command() -> Command {
+    let mut command = Command::new(keyhole_binary());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KEYHOLE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// `keyhole manager run` on a folder; initialises it if it is empty.
+fn manager_command(data: &Path, address: SocketAddr, socket: &Path) -> Command {
+    let mut command = plain_command();
+    command.args(["manager", "run", "--init", "--data-dir"]).arg(data);
+    command.arg("--listen").arg(address.to_string()).arg("--socket").arg(socket);
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(mut command: Command, stdin: &[u8]) -> Ran {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the keyhole binary runs");
+    let mut input = child.stdin.take().expect("it is piped");
+    let bytes = stdin.to_vec();
+    // A command may end without reading its input.
+    let feeder = std::thread::spawn(move || drop(input.write_all(&bytes)));
+    let output = child.wait_with_output().expect("our own child");
+    feeder.join().expect("it does not panic");
+    Ran {
+        code: code(output.status),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// An address that no other test process can take: the host part is this process's pid.
+fn free_address() -> SocketAddr {
+    let pid = std::process::id();
+    let host = Ipv4Addr::new(127, 64 | (pid >> 16) as u8, (pid >> 8) as u8, pid as u8);
+    let listener = TcpListener::bind((host, 0)).expect("a loopback address");
+    listener.local_addr().expect("it is bound")
+}
