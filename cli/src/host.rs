@@ -1,0 +1,177 @@
+//! Where the manager is (`--host`) and where the node is (`--node-socket`), and connecting to them.
+//!
+//! A connection is made at once and once: what goes wrong names the address and the mend.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use keyhole_proto::v1::control_client::ControlClient;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::failure::Failure;
+
+/// Where the manager's socket is unless told otherwise.
+pub(crate) const MANAGER_HOST: &str = "unix:///run/keyhole/manager.sock";
+/// Where the node's socket is unless told otherwise.
+pub(crate) const NODE_SOCKET: &str = "/run/keyhole/node.sock";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take; a quorum that cannot be reached is reported sooner by the manager itself.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the manager is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// Its socket on this machine.
+    Unix(PathBuf),
+    /// Its port, with an operator's certificate.
+    Tcp(String),
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            return match path {
+                "" => {
+                    Err(format!("{text:?} names no socket; write unix:///run/keyhole/manager.sock"))
+                }
+                path => Ok(Self::Unix(PathBuf::from(path))),
+            };
+        }
+        if let Some(address) = text.strip_prefix("tcp://") {
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            return match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
+                Some(port) if port > 0 => Ok(Self::Tcp(address.to_owned())),
+                _ => Err(format!("{text:?} needs a host and a port: tcp://HOST:PORT")),
+            };
+        }
+        Err(format!("{text:?} is neither unix:///PATH nor tcp://HOST:PORT"))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+/// A channel to the manager at a unix socket.
+pub(crate) async fn manager_over_unix(path: &Path) -> Result<Channel, Failure> {
+    unix(path, ANSWER_TIMEOUT).await.map_err(|error| {
+        let mend = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "run this as root or as a member of the group keyhole"
+            }
+            _ => "is it running? set --host or KEYHOLE_HOST if it is elsewhere",
+        };
+        Failure::new(format!(
+            "cannot reach the manager at unix://{}: {}; {mend}",
+            path.display(),
+            plain(&error)
+        ))
+    })
+}
+
+/// A client of the node at a unix socket.
+pub(crate) async fn node(path: &Path) -> Result<ControlClient<Channel>, Failure> {
+    node_for(path, Duration::ZERO).await
+}
+
+/// A client of the node for a request that may take `wait` longer than others.
+pub(crate) async fn node_for(
+    path: &Path,
+    wait: Duration,
+) -> Result<ControlClient<Channel>, Failure> {
+    let patience = ANSWER_TIMEOUT.saturating_add(wait);
+    let channel = unix(path, patience).await.map_err(|error| {
+        let mend = match error.kind() {
+            io::ErrorKind::PermissionDenied => "run this as root",
+            _ => "is 'keyhole node run' running? set --node-socket or KEYHOLE_NODE_SOCKET if it is elsewhere",
+        };
+        Failure::new(format!(
+            "cannot reach the node at {}: {}; {mend}",
+            path.display(),
+            plain(&error)
+        ))
+    })?;
+    Ok(ControlClient::new(channel))
+}
+
+/// The connection is made here, so that its error is the operating system's own.
+async fn unix(path: &Path, patience: Duration) -> io::Result<Channel> {
+    let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(path))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 seconds"))??;
+    let mut stream = Some(stream);
+    let connector = service_fn(move |_| {
+        let stream = stream.take();
+        async move {
+            stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))
+        }
+    });
+    Endpoint::from_static("http://keyhole.invalid")
+        .timeout(patience)
+        .connect_with_connector(connector)
+        .await
+        .map_err(io::Error::other)
+}
+
+/// "No such file or directory", without the number.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_sockets_or_ports() {
+        let unix: Host = MANAGER_HOST.parse().unwrap();
+        assert_eq!(unix, Host::Unix("/run/keyhole/manager.sock".into()));
+        assert_eq!(unix.to_string(), MANAGER_HOST);
+        let tcp: Host = "tcp://[::1]:4333".parse().unwrap();
+        assert_eq!(tcp, Host::Tcp("[::1]:4333".into()));
+        for text in [
+            "",
+            "unix://",
+            "tcp://",
+            "tcp://host",
+            "tcp://:1",
+            "tcp://h:0",
+            "tcp://h:x",
+            "http://h:1",
+        ] {
+            assert!(text.parse::<Host>().is_err(), "{text:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_named_with_the_mend() {
+        let path = Path::new("/nonexistent/manager.sock");
+        let error = manager_over_unix(path).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "cannot reach the manager at unix:///nonexistent/manager.sock: No such file or directory; is it \
+             running? set --host or KEYHOLE_HOST if it is elsewhere"
+        );
+        let error = node(path).await.unwrap_err().to_string();
+        assert!(error.contains("KEYHOLE_NODE_SOCKET"), "{error}");
+    }
+}

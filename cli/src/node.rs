@@ -1,0 +1,185 @@
+//! `keyhole node`: `run` is this machine's node, in the foreground; the rest is for operators.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use keyhole_proto::v1;
+
+use crate::args::Global;
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::host;
+use crate::logs::LogOptions;
+use crate::operator::node as operator;
+use crate::render::datum::Datum;
+use crate::render::inspect::{InspectOptions, Inspection, pretty_lines};
+use crate::render::listing::ListOptions;
+use crate::render::time;
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Run this machine's node, in the foreground
+    #[command(after_help = "Examples:\n  \
+        keyhole node run --data-dir /var/lib/keyhole/node --mount /run/secrets \\\n    \
+        --join 10.0.0.1:4330 --token-file /run/keyhole-token\n  \
+        keyhole node run --data-dir /var/lib/keyhole/node --mount /run/secrets     (from then on)")]
+    Run(Box<RunNode>),
+    /// The serving process of a node; started by 'node run' only
+    #[command(hide = true)]
+    Worker(Worker),
+    /// Show how this machine's node is
+    Status(Status),
+    /// List the nodes of the cluster
+    #[command(
+        visible_alias = "list",
+        after_help = "Fields: .ID .Hostname .Status .Availability .Revision .Tasks \
+        .Address .JoinedAt .Labels .Label \"KEY\""
+    )]
+    Ls(ListOptions),
+    /// Show everything about nodes
+    Inspect(operator::Inspect),
+    /// Change a node's labels or availability
+    #[command(after_help = "Examples:\n  \
+        keyhole node update --label-add zone=eu alpha\n  \
+        keyhole node update --availability pause alpha")]
+    Update(operator::Update),
+    /// List the tasks of nodes
+    Ps(operator::Ps),
+    /// Remove nodes from the cluster
+    #[command(visible_alias = "remove")]
+    Rm(operator::Rm),
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct RunNode {
+    /// The folder with its identity; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Where tasks find their secrets
+    #[arg(long, value_name = "DIR", default_value = "/run/secrets")]
+    pub(crate) mount: PathBuf,
+    /// The socket for 'run' and 'task' on this machine
+    #[arg(long, value_name = "PATH", default_value = "/run/keyhole/node.sock")]
+    pub(crate) control_socket: PathBuf,
+    /// A manager to join at, if this node was never joined
+    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
+    pub(crate) join: Option<String>,
+    /// The file with the join token; needed once
+    #[arg(long, value_name = "FILE", requires = "join")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The host name to join with; by default the machine's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// The cgroup under which 'run' makes its own; by default keyhole/ in the root of the cgroup v2 hierarchy
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cgroup_parent: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) logs: LogOptions,
+}
+
+/// `worker`
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    /// What the supervisor hands over.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) handed: Vec<OsString>,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Format with fields: 'json' or any text with {{.ID}}
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+impl NodeCommand {
+    /// Whether it is a daemon, which has its own runtime and takes the whole process.
+    pub(crate) fn daemon(self) -> Result<Result<(), Failure>, Self> {
+        match self {
+            Self::Run(options) => Ok(options.logs.start().and_then(|()| start(*options))),
+            Self::Worker(worker) => Ok(work(worker)),
+            other => Err(other),
+        }
+    }
+
+    /// Does the verbs that ask somebody.
+    pub(crate) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        match self {
+            Self::Run(_) | Self::Worker(_) => Ok(()),
+            Self::Status(status) => status.run(global, console).await,
+            Self::Ls(options) => operator::list(&options, global, console).await,
+            Self::Inspect(inspect) => inspect.run(global, console).await,
+            Self::Update(update) => update.run(global, console).await,
+            Self::Ps(ps) => ps.run(global, console).await,
+            Self::Rm(rm) => rm.run(global, console).await,
+        }
+    }
+}
+
+fn start(options: RunNode) -> Result<(), Failure> {
+    Err(Failure::new(format!(
+        "this build has no node; {} is untouched",
+        options.data_dir.display()
+    )))
+}
+
+fn work(worker: Worker) -> Result<(), Failure> {
+    Err(Failure::new(format!(
+        "this build has no node; {} handed words are ignored",
+        worker.handed.len()
+    )))
+}
+
+impl Status {
+    async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        let inspection = Inspection::new(&InspectOptions {
+            pretty: self.format.is_none(),
+            format: self.format,
+        })?;
+        let mut node = host::node(&global.node_socket).await?;
+        let status = node.node_status(v1::NodeStatusRequest {}).await?.into_inner();
+        let now = console.now();
+        console.print(&inspection.show(&[status], datum, |status| pretty(status, now))?)
+    }
+}
+
+fn revision(status: &v1::NodeStatusReply) -> String {
+    match status.revision {
+        Some(revision) => format!("{}.{}", revision.incarnation, revision.index),
+        None => "-".to_owned(),
+    }
+}
+
+fn datum(status: &v1::NodeStatusReply) -> Datum {
+    Datum::Record(vec![
+        ("ID", (&status.id).into()),
+        ("Cluster", (&status.cluster).into()),
+        ("Manager", (&status.manager).into()),
+        ("Revision", revision(status).into()),
+        ("Mount", (&status.mount).into()),
+        ("Tasks", status.tasks.into()),
+        ("WorkerStarts", status.worker_starts.into()),
+        ("CertificateExpiresAt", time::rfc3339(status.certificate_expires_at).into()),
+    ])
+}
+
+fn pretty(status: &v1::NodeStatusReply, now: u64) -> String {
+    let manager = match status.manager.as_str() {
+        "" => "none in reach; tasks keep what they have",
+        manager => manager,
+    };
+    pretty_lines(&[
+        ("ID", status.id.clone()),
+        ("Cluster", status.cluster.clone()),
+        ("Manager", manager.to_owned()),
+        ("Revision", revision(status)),
+        ("Mount", status.mount.clone()),
+        ("Tasks", status.tasks.to_string()),
+        ("Worker starts", status.worker_starts.to_string()),
+        ("Certificate", format!("expires {}", time::until(status.certificate_expires_at, now))),
+    ])
+}

@@ -1,0 +1,246 @@
+//! `keyhole cluster`: how it is, who may join, and its settings.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use keyhole_proto::v1;
+
+use super::Manager;
+use crate::args::Global;
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::render::datum::Datum;
+use crate::render::inspect::{InspectOptions, Inspection, pretty_lines, pretty_list};
+use crate::render::{size, time};
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Show how the cluster is
+    Status(Status),
+    /// Print what a new machine needs to join
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster join-token worker                 (a command for the new machine)\n  \
+        keyhole cluster join-token -q worker > token      (the token alone)\n  \
+        keyhole cluster join-token --rotate worker        (a new token; the old one ends)")]
+    JoinToken(JoinToken),
+    /// Change settings of the cluster
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster update --unconstrained deny\n  \
+        keyhole cluster update --quota 2GiB --cert-expiry 12h")]
+    Update(Update),
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Format with fields: 'json' or any text with {{.ID}}
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+/// Who may join with a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// A node
+    Worker,
+    /// A manager
+    Manager,
+}
+
+/// `join-token`
+#[derive(Debug, Args)]
+pub(crate) struct JoinToken {
+    /// Print the token only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Make a new token; the old one ends
+    #[arg(long)]
+    rotate: bool,
+    /// What the new machine is to be
+    role: Role,
+}
+
+/// Whether services without a constraint get nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Unconstrained {
+    /// Any node may run them
+    Allow,
+    /// No node may run them
+    Deny,
+}
+
+/// `update`
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// Whether any node may run a service that has no constraint
+    #[arg(long, value_enum)]
+    unconstrained: Option<Unconstrained>,
+    /// How large all values together may be: 1073741824, 512MiB, 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    quota: Option<u64>,
+    /// How long certificates live: 24h, 30m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    cert_expiry: Option<Duration>,
+}
+
+impl ClusterCommand {
+    /// Does it.
+    pub(crate) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        match self {
+            Self::Status(status) => status.run(global, console).await,
+            Self::JoinToken(token) => token.run(global, console).await,
+            Self::Update(update) => update.run(global, console).await,
+        }
+    }
+}
+
+impl Status {
+    async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        let inspection = Inspection::new(&InspectOptions {
+            pretty: self.format.is_none(),
+            format: self.format,
+        })?;
+        let mut manager = Manager::connect(global).await?;
+        let cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
+        let now = console.now();
+        console.print(&inspection.show(&[cluster], datum, |cluster| pretty(cluster, now))?)
+    }
+}
+
+fn unconstrained(cluster: &v1::ClusterInfo) -> &'static str {
+    match cluster.unconstrained() {
+        v1::Unconstrained::Deny => "deny",
+        v1::Unconstrained::Allow => "allow",
+        v1::Unconstrained::Unspecified => "unknown",
+    }
+}
+
+fn datum(cluster: &v1::ClusterInfo) -> Datum {
+    let members = cluster.members.iter().map(|member| {
+        Datum::Record(vec![
+            ("ID", member.id.into()),
+            ("NodeID", (&member.node).into()),
+            ("Addr", (&member.address).into()),
+            ("Leader", member.leader.into()),
+        ])
+    });
+    let raft = vec![
+        ("Term", cluster.term.into()),
+        ("LastLog", cluster.last_log.into()),
+        ("Applied", cluster.applied.into()),
+        ("Snapshot", cluster.snapshot.into()),
+    ];
+    Datum::Record(vec![
+        ("ID", (&cluster.id).into()),
+        ("Incarnation", cluster.incarnation.into()),
+        ("CreatedAt", time::rfc3339(cluster.created_at).into()),
+        ("Managers", Datum::List(members.collect())),
+        ("Raft", Datum::Record(raft)),
+        ("Unconstrained", unconstrained(cluster).into()),
+        ("QuotaBytes", cluster.quota_bytes.into()),
+        ("ValueBytes", cluster.value_bytes.into()),
+        ("CertificateSeconds", cluster.certificate_seconds.into()),
+        ("CAExpiresAt", time::rfc3339(cluster.ca_expires_at).into()),
+        ("CertificateExpiresAt", time::rfc3339(cluster.certificate_expires_at).into()),
+        ("KeyEpoch", cluster.epoch.into()),
+        ("Secrets", cluster.secrets.into()),
+        ("Services", cluster.services.into()),
+        ("Nodes", cluster.nodes.into()),
+        ("NodesConnected", cluster.connected.into()),
+        ("Refused", cluster.refused.into()),
+    ])
+}
+
+fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
+    let used = size::human(cluster.value_bytes);
+    let lifetime = Duration::from_secs(cluster.certificate_seconds);
+    let lines = [
+        ("ID", cluster.id.clone()),
+        ("Created at", time::rfc3339(cluster.created_at)),
+        ("Revision", format!("{}.{}", cluster.incarnation, cluster.applied)),
+        (
+            "Raft",
+            format!(
+                "term {}, last log {}, snapshot at {}",
+                cluster.term, cluster.last_log, cluster.snapshot
+            ),
+        ),
+        (
+            "Secrets",
+            format!("{} ({used} of {})", cluster.secrets, size::human(cluster.quota_bytes)),
+        ),
+        ("Services", cluster.services.to_string()),
+        ("Nodes", format!("{} ({} connected)", cluster.nodes, cluster.connected)),
+        ("Unconstrained", unconstrained(cluster).to_owned()),
+        ("Key epoch", cluster.epoch.to_string()),
+        ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
+        ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
+        ("CA", format!("expires {}", time::until(cluster.ca_expires_at, now))),
+        ("Refused", format!("{} requests since this manager started", cluster.refused)),
+    ];
+    let members = cluster.members.iter().map(|member| {
+        let leader = if member.leader { ", leader" } else { "" };
+        format!("{} at {} (member {}{leader})", member.node, member.address, member.id)
+    });
+    pretty_lines(&lines) + &pretty_list("Managers", &members.collect::<Vec<_>>())
+}
+
+impl JoinToken {
+    async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        let role = match self.role {
+            Role::Worker => v1::TokenRole::Worker,
+            Role::Manager => v1::TokenRole::Manager,
+        };
+        let request = v1::JoinTokenRequest { role: role.into(), rotate: self.rotate };
+        let mut manager = Manager::connect(global).await?;
+        let reply = manager.api.join_token(request).await?.into_inner();
+        if self.quiet {
+            return console.line(&reply.token);
+        }
+        let v1::JoinTokenReply { token, address } = reply;
+        let (word, command) = match self.role {
+            Role::Worker => {
+                ("node", "keyhole node run --data-dir /var/lib/keyhole/node --mount /run/secrets")
+            }
+            Role::Manager => (
+                "manager",
+                "keyhole manager run --data-dir /var/lib/keyhole/manager --listen 0.0.0.0:4330",
+            ),
+        };
+        if self.rotate {
+            console.line(&format!("The {word} token was replaced; the old one is void.\n"))?;
+        }
+        // By a file that only root can read: echo is built into the shell, so the token is in no argv.
+        console.print(&format!(
+            "To add a {word} to this cluster, run this as root on the new machine:\n\n    \
+             (umask 077; echo {token} > /run/keyhole-token) && \\\n    \
+             {command} \\\n        \
+             --join {address} --token-file /run/keyhole-token\n\n\
+             The token is needed once; remove the file when the {word} has joined.\n"
+        ))
+    }
+}
+
+impl Update {
+    async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        if self.unconstrained.is_none() && self.quota.is_none() && self.cert_expiry.is_none() {
+            return Err(Failure::usage(
+                "nothing to update: give --unconstrained, --quota or --cert-expiry",
+            ));
+        }
+        let unconstrained = match self.unconstrained {
+            Some(Unconstrained::Allow) => v1::Unconstrained::Allow,
+            Some(Unconstrained::Deny) => v1::Unconstrained::Deny,
+            None => v1::Unconstrained::Unspecified,
+        };
+        let request = v1::UpdateClusterRequest {
+            unconstrained: unconstrained.into(),
+            quota_bytes: self.quota,
+            certificate_seconds: self.cert_expiry.map(|time| time.as_secs()),
+        };
+        let mut manager = Manager::connect(global).await?;
+        let cluster = manager.api.update_cluster(request).await?.into_inner();
+        console.line(&cluster.id)
+    }
+}

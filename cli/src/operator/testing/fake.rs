@@ -1,0 +1,385 @@
+//! The answers.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use keyhole_domain::ClusterId;
+use keyhole_proto::v1::operator_server::{Operator, OperatorServer};
+use keyhole_proto::v1::*;
+use keyhole_wire::seal::{Aad, EdgeKeyPair, Info, Protocol};
+use tonic::{Request, Response, Status};
+
+use super::THEN;
+
+const MINUTE: u64 = 60_000_000_000;
+
+/// A manager that always answers the same.
+#[derive(Clone)]
+pub(super) struct Fake {
+    key: Arc<EdgeKeyPair>,
+    cluster: ClusterId,
+    seen: Arc<Mutex<Vec<String>>>,
+    /// What `WatchDelivery` says, one after the other.
+    pub(super) progress: Vec<DeliveryProgress>,
+}
+
+impl Fake {
+    pub(super) fn new() -> Self {
+        Self {
+            key: Arc::new(EdgeKeyPair::generate().unwrap()),
+            cluster: ClusterId::from_entropy([9; 16]),
+            seen: Arc::default(),
+            progress: Vec::new(),
+        }
+    }
+
+    pub(super) fn service(&self) -> OperatorServer<Self> {
+        OperatorServer::new(self.clone())
+    }
+
+    /// What it was asked to change.
+    pub(super) fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn see(&self, what: String) {
+        self.seen.lock().unwrap().push(what);
+    }
+
+    fn open(
+        &self,
+        operation: &str,
+        name: &str,
+        sealed: Option<SealedInput>,
+    ) -> Result<String, Status> {
+        let sealed = sealed.ok_or_else(|| Status::invalid_argument("no value"))?;
+        let info = Info::new(Protocol::CliToManager, &self.cluster, "operator", "m1");
+        let aad = Aad::new().text(operation).text(name);
+        let value = self
+            .key
+            .open_one(&sealed.enc, &info, &aad, &sealed.ciphertext)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(String::from_utf8_lossy(value.as_slice()).into_owned())
+    }
+}
+
+fn id(letter: char) -> String {
+    letter.to_string().repeat(25)
+}
+
+fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+fn secret(letter: char, name: &str, current: u64) -> SecretInfo {
+    let versions = (1..=current).map(|version| VersionInfo {
+        version,
+        created_at: THEN + (version - 1) * MINUTE,
+        size: 32,
+        current: version == current,
+        pinned: version == 1 && current > 1,
+    });
+    SecretInfo {
+        id: id(letter),
+        name: name.to_owned(),
+        labels: labels(&[("env", "prod")]),
+        created_at: THEN,
+        updated_at: THEN + (current - 1) * MINUTE,
+        index: 12,
+        current,
+        versions: versions.collect(),
+        services: vec!["web".to_owned()],
+    }
+}
+
+fn service(constraints: &[&str]) -> ServiceInfo {
+    let grant = GrantInfo {
+        id: 7,
+        secret_id: id('a'),
+        secret_name: "db10".to_owned(),
+        target: "db/password".to_owned(),
+        uid: 33,
+        gid: 33,
+        mode: 0o400,
+        pinned: 1,
+    };
+    ServiceInfo {
+        id: id('s'),
+        name: "web".to_owned(),
+        created_at: THEN,
+        updated_at: THEN,
+        index: 14,
+        spec: Some(SpecInfo {
+            labels: labels(&[("tier", "front")]),
+            grants: vec![grant],
+            constraints: constraints.iter().map(|c| (*c).to_owned()).collect(),
+        }),
+        previous: None,
+        running: 2,
+    }
+}
+
+fn node(letter: char, hostname: &str, connected: bool) -> NodeInfo {
+    NodeInfo {
+        id: id(letter),
+        hostname: hostname.to_owned(),
+        labels: labels(&[("zone", "eu")]),
+        availability: Availability::Active.into(),
+        joined_at: THEN,
+        index: 3,
+        connected,
+        address: "10.0.0.7:51000".to_owned(),
+        revision: connected.then_some(RevisionRef { incarnation: 1, index: 57 }),
+        tasks: 1,
+    }
+}
+
+fn task(letter: char, state: &str, reason: &str, ended: bool) -> TaskInfo {
+    TaskInfo {
+        id: id(letter),
+        service_id: id('s'),
+        service_name: "web".to_owned(),
+        node_id: id('n'),
+        node_hostname: "alpha".to_owned(),
+        cgroup: "/sys/fs/cgroup/keyhole/x".to_owned(),
+        claimed_at: THEN,
+        state: state.to_owned(),
+        reason: reason.to_owned(),
+        ended_at: if ended { THEN + MINUTE } else { 0 },
+    }
+}
+
+fn changed(name: &str, version: u64) -> SecretChanged {
+    SecretChanged {
+        id: id('a'),
+        name: name.to_owned(),
+        version,
+        revision: Some(RevisionRef { incarnation: 1, index: 60 }),
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn not_here<T>() -> Answer<T> {
+    Err(Status::unimplemented(""))
+}
+
+#[tonic::async_trait]
+impl Operator for Fake {
+    async fn get_seal_key(&self, _: Request<GetSealKeyRequest>) -> Answer<SealKey> {
+        Ok(Response::new(SealKey {
+            cluster: self.cluster.to_string(),
+            manager: "m1".to_owned(),
+            public_key: self.key.public().as_bytes().to_vec().into(),
+        }))
+    }
+
+    async fn create_secret(&self, request: Request<CreateSecretRequest>) -> Answer<SecretChanged> {
+        let request = request.into_inner();
+        let value = self.open("create", &request.name, request.value)?;
+        let mut labels: Vec<_> = request.labels.into_iter().collect();
+        labels.sort();
+        self.see(format!("create {} {labels:?} {value}", request.name));
+        Ok(Response::new(changed(&request.name, 1)))
+    }
+
+    async fn rotate_secrets(
+        &self,
+        request: Request<RotateSecretsRequest>,
+    ) -> Answer<SecretsChanged> {
+        let mut secrets = Vec::new();
+        for item in request.into_inner().items {
+            let value = self.open("rotate", &item.secret, item.value)?;
+            self.see(format!("rotate {} {value}", item.secret));
+            secrets.push(changed(&item.secret, 2));
+        }
+        Ok(Response::new(SecretsChanged { secrets }))
+    }
+
+    async fn rollback_secret(
+        &self,
+        request: Request<RollbackSecretRequest>,
+    ) -> Answer<SecretChanged> {
+        let request = request.into_inner();
+        self.see(format!("rollback {} {}", request.secret, request.to));
+        Ok(Response::new(changed(&request.secret, 1)))
+    }
+
+    async fn update_secret(&self, _: Request<UpdateSecretRequest>) -> Answer<SecretChanged> {
+        not_here()
+    }
+
+    async fn remove_secret(&self, request: Request<ObjectRequest>) -> Answer<Removed> {
+        let name = request.into_inner().object;
+        if name == "db10" {
+            return Err(Status::failed_precondition(
+                "secret 'db10' is in use by the following service(s): web; remove it from them first",
+            ));
+        }
+        self.see(format!("rm {name}"));
+        Ok(Response::new(Removed { id: id('a') }))
+    }
+
+    async fn list_secrets(&self, _: Request<ListRequest>) -> Answer<SecretList> {
+        let secrets = vec![secret('a', "db10", 3), secret('b', "db2", 1)];
+        Ok(Response::new(SecretList { secrets }))
+    }
+
+    async fn inspect_secret(&self, request: Request<ObjectRequest>) -> Answer<SecretInfo> {
+        match request.into_inner().object.as_str() {
+            "db10" => Ok(Response::new(secret('a', "db10", 2))),
+            name => Err(Status::not_found(format!("secret {name} not found"))),
+        }
+    }
+
+    async fn secret_status(&self, _: Request<ObjectRequest>) -> Answer<SecretDelivery> {
+        let delivery = |letter, version, connected| TaskDelivery {
+            task: id(letter),
+            service: "web".to_owned(),
+            node: id('n'),
+            hostname: "alpha".to_owned(),
+            version,
+            entitled: 3,
+            connected,
+        };
+        Ok(Response::new(SecretDelivery {
+            id: id('a'),
+            name: "db10".to_owned(),
+            current: 3,
+            tasks: vec![delivery('x', 3, true), delivery('y', 2, true), delivery('z', 0, false)],
+        }))
+    }
+
+    type WatchDeliveryStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<DeliveryProgress, Status>> + Send>>;
+
+    async fn watch_delivery(
+        &self,
+        request: Request<WatchDeliveryRequest>,
+    ) -> Answer<Self::WatchDeliveryStream> {
+        let request = request.into_inner();
+        self.see(format!("watch {:?} {}", request.revision, request.secrets.len()));
+        let steps: Vec<_> = self.progress.iter().cloned().map(Ok).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
+    }
+
+    async fn create_service(
+        &self,
+        request: Request<CreateServiceRequest>,
+    ) -> Answer<ServiceChanged> {
+        let request = request.into_inner();
+        self.see(format!(
+            "service {} {:?} {:?}",
+            request.name, request.grants, request.constraints
+        ));
+        Ok(Response::new(ServiceChanged {
+            id: id('s'),
+            name: request.name,
+            revision: None,
+            warnings: vec!["no constraint: any node may run it".to_owned()],
+        }))
+    }
+
+    async fn update_service(
+        &self,
+        request: Request<UpdateServiceRequest>,
+    ) -> Answer<ServiceChanged> {
+        let request = request.into_inner();
+        self.see(format!("update {:?} {:?}", request.secret_rm, request.constraint_add));
+        Ok(Response::new(ServiceChanged {
+            id: id('s'),
+            name: "web".to_owned(),
+            ..Default::default()
+        }))
+    }
+
+    async fn rollback_service(&self, _: Request<ObjectRequest>) -> Answer<ServiceChanged> {
+        not_here()
+    }
+
+    async fn remove_service(&self, _: Request<ObjectRequest>) -> Answer<Removed> {
+        not_here()
+    }
+
+    async fn list_services(&self, _: Request<ListRequest>) -> Answer<ServiceList> {
+        Ok(Response::new(ServiceList { services: vec![service(&["node.labels.zone==eu"])] }))
+    }
+
+    async fn inspect_service(&self, _: Request<ObjectRequest>) -> Answer<ServiceInfo> {
+        Ok(Response::new(service(&[])))
+    }
+
+    async fn service_tasks(&self, _: Request<ObjectRequest>) -> Answer<TaskList> {
+        Ok(Response::new(TaskList {
+            tasks: vec![
+                task('t', "Complete", "", true),
+                task('u', "Rejected", "node alpha does not meet\nnode.labels.zone==eu", false),
+                task('v', "Running", "", false),
+            ],
+        }))
+    }
+
+    async fn list_nodes(&self, _: Request<ListRequest>) -> Answer<NodeList> {
+        Ok(Response::new(NodeList {
+            nodes: vec![node('o', "beta", false), node('n', "alpha", true)],
+        }))
+    }
+
+    async fn inspect_node(&self, _: Request<ObjectRequest>) -> Answer<NodeInfo> {
+        Ok(Response::new(node('n', "alpha", true)))
+    }
+
+    async fn update_node(&self, _: Request<UpdateNodeRequest>) -> Answer<NodeInfo> {
+        Ok(Response::new(node('n', "alpha", true)))
+    }
+
+    async fn remove_node(&self, _: Request<RemoveNodeRequest>) -> Answer<Removed> {
+        not_here()
+    }
+
+    async fn node_tasks(&self, _: Request<ObjectRequest>) -> Answer<TaskList> {
+        Ok(Response::new(TaskList { tasks: vec![task('v', "Running", "", false)] }))
+    }
+
+    async fn cluster_status(&self, _: Request<ClusterStatusRequest>) -> Answer<ClusterInfo> {
+        Ok(Response::new(ClusterInfo {
+            id: self.cluster.to_string(),
+            incarnation: 1,
+            created_at: THEN,
+            members: vec![MemberInfo {
+                id: 1,
+                node: id('m'),
+                address: "10.0.0.1:4330".to_owned(),
+                leader: true,
+            }],
+            term: 1,
+            last_log: 61,
+            applied: 60,
+            snapshot: 50,
+            unconstrained: Unconstrained::Allow.into(),
+            quota_bytes: 1 << 30,
+            value_bytes: 96,
+            certificate_seconds: 86_400,
+            ca_expires_at: THEN + 20 * 365 * 24 * 60 * MINUTE,
+            certificate_expires_at: THEN + 24 * 60 * MINUTE,
+            secrets: 2,
+            services: 1,
+            nodes: 2,
+            connected: 1,
+            epoch: 1,
+            refused: 3,
+        }))
+    }
+
+    async fn update_cluster(&self, _: Request<UpdateClusterRequest>) -> Answer<ClusterInfo> {
+        not_here()
+    }
+
+    async fn join_token(&self, _: Request<JoinTokenRequest>) -> Answer<JoinTokenReply> {
+        Ok(Response::new(JoinTokenReply {
+            token: "KH-1-digest-secret".to_owned(),
+            address: "10.0.0.1:4330".to_owned(),
+        }))
+    }
+}
