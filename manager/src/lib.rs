@@ -5,4 +5,5 @@
 
 pub mod codec;
 pub mod keys;
+pub mod raft;
 pub mod store;

@@ -11,7 +11,8 @@ const TAIL_BYTES: usize = 8 << 20;
 #[derive(Clone, Copy)]
 struct Slot {
     term: u64,
-    len: u32,
+    /// Bytes of all entries up to this one, since the store was opened.
+    end: u64,
 }
 
 struct TailRow {
@@ -26,7 +27,8 @@ pub(crate) struct LogIndex {
     purged: Option<Position>,
     first: u64,
     slots: VecDeque<Slot>,
-    bytes: u64,
+    /// Bytes of the entries before the first slot.
+    base: u64,
     tail: VecDeque<TailRow>,
     tail_bytes: usize,
     flushed_job: u64,
@@ -75,9 +77,7 @@ impl LogIndex {
     pub(crate) fn truncate_after(&mut self, last: Option<u64>) {
         let end = last.map_or(0, |index| index + 1);
         while !self.slots.is_empty() && self.end() > end {
-            if let Some(slot) = self.slots.pop_back() {
-                self.bytes -= u64::from(slot.len);
-            }
+            self.slots.pop_back();
         }
         while self.tail.back().is_some_and(|row| row.row.position.index >= end) {
             self.drop_tail_row(VecDeque::pop_back);
@@ -87,9 +87,7 @@ impl LogIndex {
     /// Forgets the entries up to `upto`, inclusive.
     pub(crate) fn purge(&mut self, upto: Position) {
         while !self.slots.is_empty() && self.first <= upto.index {
-            if let Some(slot) = self.slots.pop_front() {
-                self.bytes -= u64::from(slot.len);
-            }
+            self.base = self.slots.pop_front().map_or(self.base, |slot| slot.end);
             self.first += 1;
         }
         while self.tail.front().is_some_and(|row| row.row.position.index <= upto.index) {
@@ -132,7 +130,26 @@ impl LogIndex {
 
     /// The size of all entries that are not purged.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes_before(self.end()) - self.base
+    }
+
+    /// The size of all entries after `index`.
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        self.bytes_before(self.end()) - self.bytes_before(index.saturating_add(1))
+    }
+
+    /// The first index from which on the entries have at most `bytes` together.
+    pub(crate) fn first_of_last(&self, bytes: u64) -> u64 {
+        let until = self.bytes_before(self.end()).saturating_sub(bytes);
+        let skipped = self.slots.partition_point(|slot| slot.end < until);
+        self.first + skipped as u64 + u64::from(until > self.base)
+    }
+
+    /// The size of all entries before `index`, also of those that are gone.
+    fn bytes_before(&self, index: u64) -> u64 {
+        let skipped = index.min(self.end()).saturating_sub(self.first);
+        let last = skipped.checked_sub(1).and_then(|at| usize::try_from(at).ok());
+        last.and_then(|at| self.slots.get(at)).map_or(self.base, |slot| slot.end)
     }
 
     fn next_index(&self) -> Option<u64> {
@@ -144,21 +161,14 @@ impl LogIndex {
     }
 
     fn end_within(&self, start: u64, end: u64, limit: u64) -> u64 {
-        let mut total = 0;
-        for index in start..end {
-            let slot = usize::try_from(index - self.first).ok().and_then(|at| self.slots.get(at));
-            total += slot.map_or(0, |slot| u64::from(slot.len));
-            if total > limit && index > start {
-                return index;
-            }
-        }
-        end
+        let until = self.bytes_before(start).saturating_add(limit);
+        let fitting = self.first + self.slots.partition_point(|slot| slot.end <= until) as u64;
+        fitting.max(start + 1).min(end)
     }
 
     fn push_slot(&mut self, term: u64, len: usize) {
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.bytes += u64::from(len);
-        self.slots.push_back(Slot { term, len });
+        let end = self.bytes_before(self.end()) + len as u64;
+        self.slots.push_back(Slot { term, end });
     }
 
     fn drop_tail_row(&mut self, pop: impl FnOnce(&mut VecDeque<TailRow>) -> Option<TailRow>) {
@@ -225,6 +235,24 @@ mod tests {
         );
         log.append(&rows(11..=12), 3).unwrap();
         assert_eq!(planned(&log, 0..99).1, vec![11, 12]);
+    }
+
+    #[test]
+    fn sizes_follow_purges_and_truncations() {
+        let mut log = LogIndex::default();
+        log.append(&rows(1..=10), 1).unwrap();
+        assert_eq!((log.bytes(), log.bytes_after(0), log.bytes_after(7)), (100, 100, 30));
+        assert_eq!(log.first_of_last(100), 1);
+        assert_eq!((log.first_of_last(99), log.first_of_last(25)), (2, 9));
+        log.purge(Position { term: 1, index: 4 });
+        log.truncate_after(Some(8));
+        assert_eq!((log.bytes(), log.bytes_after(2), log.bytes_after(7)), (40, 40, 10));
+        assert_eq!(
+            (log.first_of_last(1000), log.first_of_last(20), log.first_of_last(0)),
+            (5, 7, 9)
+        );
+        log.truncate_after(None);
+        assert_eq!((log.bytes(), log.bytes_after(9)), (0, 0));
     }
 
     #[test]

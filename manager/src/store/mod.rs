@@ -35,10 +35,10 @@ use prost::Message;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, StorageBackend};
 use std::fs::{self, File};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use writer::{Job, Op, Writer, write_first_tip};
 
@@ -58,32 +58,36 @@ pub struct Store {
     identity: StoreIdentity,
     file: Arc<str>,
     shared: Arc<Shared>,
+    applied: Option<Vec<u8>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The open file, and the folder's lock for as long as it is open.
 pub(crate) struct Disk {
-    db: Option<Database>,
-    _lock: Option<FolderLock>,
+    open: RwLock<Option<(Arc<Database>, Option<FolderLock>)>>,
 }
 
-impl Deref for Disk {
-    type Target = Database;
+impl Disk {
+    fn new(db: Database, lock: Option<FolderLock>) -> Self {
+        Self { open: RwLock::new(Some((Arc::new(db), lock))) }
+    }
 
-    fn deref(&self) -> &Database {
-        match &self.db {
-            Some(db) => db,
-            None => unreachable!("the database is taken by drop only"),
+    pub(crate) fn db(&self) -> Result<Arc<Database>, StoreError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().map(|(db, _)| db.clone()).ok_or(StoreError::Stopped)
+    }
+
+    fn close(&self) {
+        let open = self.open.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(panic) = harden::contained(|| drop(open)) {
+            tracing::error!(%panic, "closing the store failed; it is checked when it is opened");
         }
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let db = self.db.take();
-        if let Err(panic) = harden::contained(|| drop(db)) {
-            tracing::error!(%panic, "closing the store failed; it will be checked when it is opened");
-        }
+        self.close();
     }
 }
 
@@ -178,8 +182,8 @@ impl Store {
         let mut mark = Mark { file: mark, name: mark_name(file) };
         guard("create", file, || {
             let fail = |error: redb::Error| StoreError::redb("create", file, error);
-            let disk = Disk { db: Some(create_database(backend, file)?), _lock: None };
-            let mut txn = disk.begin_write().map_err(|e| fail(e.into()))?;
+            let disk = Disk::new(create_database(backend, file)?, None);
+            let mut txn = disk.db()?.begin_write().map_err(|e| fail(e.into()))?;
             txn.set_two_phase_commit(true);
             {
                 let mut meta = txn.open_table(META).map_err(|e| fail(e.into()))?;
@@ -252,8 +256,8 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let mut mark = Mark { file: mark, name: mark_name(file) };
         let (disk, identity, cipher, checked) = guard("open", file, || {
-            let disk = Disk { db: Some(open_database(backend, file)?), _lock: lock };
-            let checker = Checker::new(&disk, file)?;
+            let disk = Disk::new(open_database(backend, file)?, lock);
+            let checker = Checker::new(&*disk.db()?, file)?;
             let header = checker.header()?;
             let dek = kek
                 .unwrap(&header.wrapped_dek, &header.identity)
@@ -274,6 +278,7 @@ impl Store {
                 queue: Some(sender),
             }),
         });
+        let applied = checked.tip.applied.clone();
         let (disk, cipher, file) = (Arc::new(disk), Arc::new(cipher), Arc::<str>::from(file));
         let writer = Writer {
             disk: disk.clone(),
@@ -288,7 +293,14 @@ impl Store {
             .name("store-writer".to_owned())
             .spawn(move || writer.run(&queue))
             .map_err(|e| StoreError::io("start the writer of", &file, &e))?;
-        Ok(Self { disk, cipher, identity, file, shared, writer: Mutex::new(Some(thread)) })
+        let writer = Mutex::new(Some(thread));
+        Ok(Self { disk, cipher, identity, file, shared, applied, writer })
+    }
+
+    /// What the state rows stood for when the store was opened, as given with them.
+    #[must_use]
+    pub fn applied(&self) -> Option<Vec<u8>> {
+        self.applied.clone()
     }
 
     /// Whose store this is.
@@ -361,6 +373,19 @@ impl Store {
         }
     }
 
+    /// Bytes of the entries after `index`; of all, if `None`.
+    #[must_use]
+    pub fn log_bytes_after(&self, index: Option<u64>) -> u64 {
+        let memory = self.shared.lock();
+        index.map_or(memory.log.bytes(), |index| memory.log.bytes_after(index))
+    }
+
+    /// The first index from which on the entries have at most `bytes` together.
+    #[must_use]
+    pub fn first_index_of_last(&self, bytes: u64) -> u64 {
+        self.shared.lock().log.first_of_last(bytes)
+    }
+
     /// The entries of `range` that the log holds: at most `limit` bytes of them, but at least one.
     pub fn read_log(&self, range: Range<u64>, limit: u64) -> Result<Vec<LogRow>, StoreError> {
         guard("read", &self.file, || {
@@ -371,7 +396,13 @@ impl Store {
                 if plan.in_file.is_empty() {
                     return Ok(plan.rows);
                 }
-                (plan, self.disk.begin_read().map_err(|e| StoreError::redb("read", &self.file, e))?)
+                (
+                    plan,
+                    self.disk
+                        .db()?
+                        .begin_read()
+                        .map_err(|e| StoreError::redb("read", &self.file, e))?,
+                )
             };
             let mut rows = view::read_log(&txn, &self.cipher, &self.file, plan.in_file)?;
             rows.extend(plan.rows);
@@ -408,13 +439,16 @@ impl Store {
     /// A secret of this member, as last committed.
     pub fn local_get(&self, name: &str) -> Result<Option<SecretBytes>, StoreError> {
         guard("read", &self.file, || {
-            let txn =
-                self.disk.begin_read().map_err(|e| StoreError::redb("read", &self.file, e))?;
+            let txn = self
+                .disk
+                .db()?
+                .begin_read()
+                .map_err(|e| StoreError::redb("read", &self.file, e))?;
             view::read_local(&txn, &self.cipher, &self.file, name)
         })
     }
 
-    /// Commits what is queued and ends the writer; later jobs fail. The file closes when the last user is gone.
+    /// Commits what is queued and closes the file; later jobs fail. An open view keeps it until it is dropped.
     pub fn stop(&self) {
         self.shared.lock().queue = None;
         let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -423,6 +457,7 @@ impl Store {
         {
             self.shared.set_failure(StoreError::Stopped);
         }
+        self.disk.close();
     }
 }
 

@@ -4,7 +4,7 @@
 //! place; a row that does not open is an error, never skipped.
 use super::cipher::{Kind, Opener, Place, StoreCipher};
 use super::layout::{LOCALS, LOG, Position, ROWS};
-use super::{Disk, LogRow, StoreError};
+use super::{LogRow, StoreError};
 use keyhole_secmem::SecretBytes;
 use redb::{ReadTransaction, ReadableTable};
 use std::ops::Range;
@@ -16,7 +16,6 @@ pub struct RowsView {
     pub(crate) cipher: Arc<StoreCipher>,
     pub(crate) file: Arc<str>,
     pub(crate) applied: Option<Vec<u8>>,
-    pub(crate) _disk: Arc<Disk>,
 }
 
 /// A state row: its key and its value.

@@ -126,7 +126,8 @@ impl Writer {
 
     fn transact(&self, jobs: &mut [Job]) -> Result<Tip, StoreError> {
         let fail = |error: redb::Error| StoreError::redb("write", &self.file, error);
-        let mut txn = self.disk.begin_write().map_err(|e| fail(e.into()))?;
+        let db = self.disk.db()?;
+        let mut txn = db.begin_write().map_err(|e| fail(e.into()))?;
         txn.set_two_phase_commit(true);
         let mut tip = self.tip.clone();
         Batch::new(&txn, &self.cipher, &self.file)?.write_all(jobs, &mut tip)?;
@@ -150,11 +151,14 @@ impl Writer {
     fn view(&self) -> Result<RowsView, StoreError> {
         guard("read", &self.file, || {
             Ok(RowsView {
-                txn: self.disk.begin_read().map_err(|e| StoreError::redb("read", &self.file, e))?,
+                txn: self
+                    .disk
+                    .db()?
+                    .begin_read()
+                    .map_err(|e| StoreError::redb("read", &self.file, e))?,
                 cipher: self.cipher.clone(),
                 file: self.file.clone(),
                 applied: self.tip.applied.clone(),
-                _disk: self.disk.clone(),
             })
         })
     }

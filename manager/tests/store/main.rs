@@ -7,3 +7,5 @@ mod bytes;
 mod damage;
 #[cfg(test)]
 mod disk;
+#[cfg(test)]
+mod raft;

@@ -1,0 +1,238 @@
+//! openraft's state machine: the pure state in memory, mirrored as rows through the store's queue.
+//!
+//! Depends on the pure state, the codec and the store. Invariant: entries are applied in the log's order and exactly
+//! once to the state; who waits for a position learns of it only after the state is there.
+use super::handle::Observer;
+use super::log::on_disk;
+use super::snapshot::{SnapshotBuilder, SnapshotData};
+use super::types::{Command, Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
+use super::wire::{meta_bytes, meta_from, row_key_bytes};
+use crate::codec::{encode_row, row_from_bytes};
+use crate::store::{RowChange, Store};
+use futures::{Stream, StreamExt};
+use keyhole_domain::NodeId;
+use keyhole_state::{Applied, Row, RowKey, State, audit};
+use openraft::alias::SnapshotOf;
+use openraft::entry::RaftEntry;
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use tokio::sync::{broadcast, watch};
+
+/// How many changes a slow subscriber may be behind before it has to look at everything.
+const CHANGES: usize = 1024;
+
+/// The log moved on.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Up to here.
+    pub index: u64,
+    /// The nodes whose assignment may have changed.
+    pub nodes: Arc<BTreeSet<NodeId>>,
+}
+
+/// The state and who listens to it. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Live {
+    inner: Arc<LiveInner>,
+}
+
+struct LiveInner {
+    state: RwLock<State>,
+    changes: broadcast::Sender<Change>,
+    applied: watch::Sender<u64>,
+    observer: Observer,
+}
+
+impl Live {
+    pub(crate) fn new(state: State, observer: Observer) -> Self {
+        let applied = watch::channel(state.index()).0;
+        let changes = broadcast::channel(CHANGES).0;
+        Self {
+            inner: Arc::new(LiveInner { state: RwLock::new(state), changes, applied, observer }),
+        }
+    }
+
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.inner.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn changes(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.inner.applied.subscribe()
+    }
+
+    fn change<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        work(&mut self.inner.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn announce(&self, index: u64, nodes: BTreeSet<NodeId>) {
+        self.inner.applied.send_replace(index);
+        // Nobody listening is fine.
+        let _ = self.inner.changes.send(Change { index, nodes: Arc::new(nodes) });
+    }
+}
+
+/// The replicated state on this member.
+pub struct StateMachine {
+    store: Arc<Store>,
+    live: Live,
+    meta: SnapshotMeta,
+    /// Whether there is a snapshot to hand out: logs may have been purged that only it replaces.
+    snapshotted: bool,
+}
+
+/// Collects a store's rows while it opens, and makes the state of them.
+#[derive(Default)]
+pub(crate) struct Loader {
+    rows: Vec<Row>,
+}
+
+impl Loader {
+    pub(crate) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        let row = row_from_bytes(value).map_err(|e| format!("state row: {e}"))?;
+        if row_key_bytes(&row.key()) != key {
+            return Err("a state row lies under another's key".to_owned());
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    pub(crate) fn finish(self, store: &Store) -> io::Result<(State, SnapshotMeta)> {
+        let meta = store.applied().as_deref().map(meta_from).transpose()?.unwrap_or_default();
+        let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
+        Ok((State::from_rows(index, self.rows), meta))
+    }
+}
+
+impl StateMachine {
+    pub(crate) fn new(store: Arc<Store>, live: Live, meta: SnapshotMeta) -> Self {
+        let snapshotted = store.log_bounds().purged.is_some();
+        Self { store, live, meta, snapshotted }
+    }
+
+    /// A state machine over a store that was just opened, and whose rows nobody else needs; for storage tests.
+    pub fn open(
+        folder: &std::path::Path,
+        kek: &crate::keys::Kek,
+    ) -> Result<(Arc<Store>, Self), super::StartError> {
+        let mut loader = Loader::default();
+        let store =
+            Store::open(folder, kek, Box::new(|_| ()), &mut |key, value| loader.take(key, value))?;
+        let store = Arc::new(store);
+        let (state, meta) = loader.finish(&store)?;
+        let live = Live::new(state, Arc::new(|_| ()));
+        Ok((store.clone(), Self::new(store, live, meta)))
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> Response {
+        let id = entry.log_id;
+        let response = match entry.payload {
+            EntryPayload::Normal(command) => Some(self.apply_command(&id, &command)),
+            EntryPayload::Blank => None,
+            EntryPayload::Membership(membership) => {
+                self.meta.last_membership = StoredMembership::new(Some(id), membership);
+                None
+            }
+        };
+        self.meta.last_log_id = Some(id);
+        let (rows, nodes) = match &response {
+            Some(Ok(applied)) => (applied.rows.clone(), applied.nodes.clone()),
+            Some(Err(_)) => Default::default(),
+            None => {
+                self.live.change(|state| state.skip(id.index));
+                Default::default()
+            }
+        };
+        self.store.put_rows(self.row_changes(&rows), meta_bytes(&self.meta));
+        self.live.announce(id.index, nodes);
+        response
+    }
+
+    fn apply_command(
+        &self,
+        id: &LogId,
+        command: &Command,
+    ) -> Result<Applied, keyhole_state::Rejected> {
+        let envelope = &*command.0;
+        let (names, result) = self.live.change(|state| {
+            let names = state.audit_objects(&envelope.command);
+            (names, state.apply(id.index, envelope))
+        });
+        (self.live.inner.observer)(&audit(id.index, envelope, names, &result));
+        result
+    }
+
+    fn row_changes(&self, keys: &BTreeSet<RowKey>) -> Vec<RowChange> {
+        let state = self.live.state();
+        let value = |key: &RowKey| state.row(*key).map(|row| encode_row(&row).encode_to_vec());
+        keys.iter().map(|key| (row_key_bytes(key), value(key))).collect()
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.meta.last_log_id, self.meta.last_membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            tracing::trace!(index = entry.index(), "apply");
+            let response = self.apply_entry(entry);
+            if let Some(responder) = responder {
+                responder.send(response);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        self.snapshotted = true;
+        SnapshotBuilder::new(&self.store)
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        let (rows, stored) = snapshot.decode()?;
+        drop(snapshot);
+        let applied = meta_bytes(meta);
+        on_disk(|done| self.store.install_rows(stored, applied, done)).await?;
+        let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
+        let nodes = self.live.change(|state| {
+            let mut nodes: BTreeSet<_> = state.nodes().keys().copied().collect();
+            *state = State::from_rows(index, rows);
+            nodes.extend(state.nodes().keys().copied());
+            nodes
+        });
+        self.meta = meta.clone();
+        self.snapshotted = true;
+        self.live.announce(index, nodes);
+        Ok(())
+    }
+
+    /// The rows are always there, so the current snapshot is made when it is asked for, as of now.
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotData>>> {
+        match self.snapshotted {
+            true => SnapshotBuilder::new(&self.store).build_snapshot().await.map(Some),
+            false => Ok(None),
+        }
+    }
+}

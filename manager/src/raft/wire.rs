@@ -1,0 +1,201 @@
+//! Between openraft's types and `store.proto`.
+//!
+//! Depends on the codec. Invariant: encode is total, decode checks; a failure means another format or damage, and is
+//! never skipped.
+use super::types::{
+    Command, Entry, LogId, Membership, Peer, SnapshotMeta, StoredMembership, Vote, log_id, position,
+};
+use crate::codec::{decode_envelope, encode_envelope};
+use crate::store::Position;
+use keyhole_proto::v1;
+use keyhole_state::RowKey;
+use openraft::EntryPayload;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+/// The format of a snapshot's header, and of the record beside the state rows.
+const SNAPSHOT_FORMAT: u32 = 1;
+
+pub(crate) fn entry_bytes(entry: &Entry) -> Vec<u8> {
+    use v1::log_entry::Payload;
+    let payload = match &entry.payload {
+        EntryPayload::Blank => Payload::Blank(v1::Blank {}),
+        EntryPayload::Normal(command) => Payload::Command(encode_envelope(&command.0)),
+        EntryPayload::Membership(membership) => Payload::Membership(membership_out(membership)),
+    };
+    v1::LogEntry { log: Some(log_out(&entry.log_id)), payload: Some(payload) }.encode_to_vec()
+}
+
+/// The entry in `bytes`, which must be the one of `at`.
+pub(crate) fn entry_from(at: Position, bytes: bytes::Bytes) -> io::Result<Entry> {
+    use v1::log_entry::Payload;
+    let bad = |why: String| invalid(format!("log entry {}: {why}", at.index));
+    let entry = v1::LogEntry::decode(bytes).map_err(|e| bad(e.to_string()))?;
+    let found = entry.log.map(|log| log_in(&log));
+    if found.as_ref().map(position) != Some(at) {
+        return Err(bad("it is another one".to_owned()));
+    }
+    let payload = match entry.payload {
+        Some(Payload::Blank(_)) => EntryPayload::Blank,
+        Some(Payload::Command(envelope)) => {
+            let envelope = decode_envelope(envelope).map_err(|e| bad(e.to_string()))?;
+            EntryPayload::Normal(Command(Arc::new(envelope)))
+        }
+        Some(Payload::Membership(membership)) => {
+            EntryPayload::Membership(membership_in(membership)?)
+        }
+        None => return Err(bad("it was written by a newer version of Keyhole".to_owned())),
+    };
+    Ok(Entry { log_id: log_id(at), payload })
+}
+
+pub(crate) fn vote_bytes(vote: &Vote) -> Vec<u8> {
+    let leader = v1::LeaderRef { term: vote.leader_id.term, member: vote.leader_id.voted_for };
+    v1::Vote { leader: Some(leader), committed: vote.committed }.encode_to_vec()
+}
+
+pub(crate) fn vote_from(bytes: &[u8]) -> io::Result<Vote> {
+    let vote = v1::Vote::decode(bytes).map_err(|e| invalid(format!("vote: {e}")))?;
+    let leader = vote.leader.ok_or_else(|| invalid("vote: no leader".to_owned()))?;
+    Ok(match vote.committed {
+        true => Vote::new_committed(leader.term, leader.member),
+        false => Vote::new(leader.term, leader.member),
+    })
+}
+
+/// What state rows stand for: the last applied entry and the membership as of then.
+pub(crate) fn header_out(meta: &SnapshotMeta, rows: u64) -> v1::SnapshotHeader {
+    v1::SnapshotHeader {
+        format: SNAPSHOT_FORMAT,
+        last: meta.last_log_id.as_ref().map(log_out),
+        membership: Some(v1::StoredMembership {
+            log: meta.last_membership.log_id().as_ref().map(log_out),
+            membership: Some(membership_out(meta.last_membership.membership())),
+        }),
+        rows,
+    }
+}
+
+pub(crate) fn header_in(header: v1::SnapshotHeader) -> io::Result<SnapshotMeta> {
+    if header.format != SNAPSHOT_FORMAT {
+        return Err(invalid(format!(
+            "a snapshot has format {}, this keyhole knows format {SNAPSHOT_FORMAT}",
+            header.format
+        )));
+    }
+    let stored = header.membership.unwrap_or_default();
+    let membership = membership_in(stored.membership.unwrap_or_default())?;
+    Ok(SnapshotMeta {
+        last_log_id: header.last.as_ref().map(log_in),
+        last_membership: StoredMembership::new(stored.log.as_ref().map(log_in), membership),
+    })
+}
+
+pub(crate) fn meta_bytes(meta: &SnapshotMeta) -> Vec<u8> {
+    header_out(meta, 0).encode_to_vec()
+}
+
+pub(crate) fn meta_from(bytes: &[u8]) -> io::Result<SnapshotMeta> {
+    let header = v1::SnapshotHeader::decode(bytes).map_err(|e| invalid(format!("applied: {e}")))?;
+    header_in(header)
+}
+
+/// The key under which a row of the state is stored.
+pub(crate) fn row_key_bytes(key: &RowKey) -> Vec<u8> {
+    match key {
+        RowKey::Cluster => "cluster".to_owned(),
+        RowKey::Member(id) => format!("member/{id}"),
+        RowKey::Secret(id) => format!("secret/{id}"),
+        RowKey::Version(id, version) => format!("version/{id}/{}", version.get()),
+        RowKey::Service(id) => format!("service/{id}"),
+        RowKey::Task(id) => format!("task/{id}"),
+        RowKey::Node(id) => format!("node/{id}"),
+    }
+    .into_bytes()
+}
+
+fn log_out(id: &LogId) -> v1::LogRef {
+    let Position { term, index } = position(id);
+    v1::LogRef { leader: Some(v1::LeaderRef { term, member: 0 }), index }
+}
+
+fn log_in(log: &v1::LogRef) -> LogId {
+    let term = log.leader.as_ref().map_or(0, |leader| leader.term);
+    log_id(Position { term, index: log.index })
+}
+
+fn membership_out(membership: &Membership) -> v1::Membership {
+    let set = |members: &std::collections::BTreeSet<u64>| v1::MemberSet {
+        members: members.iter().copied().collect(),
+    };
+    let node = |(id, peer): (&u64, &Peer)| {
+        (*id, v1::RaftNode { address: peer.address.clone(), name: peer.name.clone() })
+    };
+    v1::Membership {
+        voters: membership.get_joint_config().iter().map(set).collect(),
+        nodes: membership.nodes().map(node).collect(),
+    }
+}
+
+fn membership_in(membership: v1::Membership) -> io::Result<Membership> {
+    let voters: Vec<_> =
+        membership.voters.into_iter().map(|set| set.members.into_iter().collect()).collect();
+    let nodes: BTreeMap<u64, Peer> = membership
+        .nodes
+        .into_iter()
+        .map(|(id, node)| (id, Peer { address: node.address, name: node.name }))
+        .collect();
+    if voters.is_empty() && nodes.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(voters, nodes).map_err(|e| invalid(format!("membership: {e}")))
+}
+
+pub(crate) fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership() -> Membership {
+        let peer = |n: u64| Peer { address: format!("10.0.0.{n}:7000"), name: format!("m{n}") };
+        let sets = vec![[1, 2].into(), [2, 3].into()];
+        Membership::new(sets, (1..=4).map(|n| (n, peer(n))).collect::<BTreeMap<_, _>>()).unwrap()
+    }
+
+    #[test]
+    fn votes_entries_and_headers_come_back_as_they_were() {
+        for vote in [Vote::new(3, 2), Vote::new_committed(4, 1)] {
+            assert_eq!(vote_from(&vote_bytes(&vote)).unwrap(), vote);
+        }
+        let at = Position { term: 3, index: 9 };
+        for payload in [EntryPayload::Blank, EntryPayload::Membership(membership())] {
+            let entry = Entry { log_id: log_id(at), payload };
+            assert_eq!(entry_from(at, entry_bytes(&entry).into()).unwrap(), entry);
+            let elsewhere = Position { term: 3, index: 8 };
+            assert!(entry_from(elsewhere, entry_bytes(&entry).into()).is_err());
+        }
+        for meta in [
+            SnapshotMeta::default(),
+            SnapshotMeta {
+                last_log_id: Some(log_id(at)),
+                last_membership: StoredMembership::new(Some(log_id(at)), membership()),
+            },
+        ] {
+            assert_eq!(meta_from(&meta_bytes(&meta)).unwrap(), meta);
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_an_error() {
+        let newer = v1::SnapshotHeader { format: 2, ..Default::default() };
+        assert!(header_in(newer).unwrap_err().to_string().contains("format 2"));
+        let at = Position { term: 1, index: 1 };
+        let unknown = v1::LogEntry { log: Some(log_out(&log_id(at))), payload: None };
+        assert!(entry_from(at, unknown.encode_to_vec().into()).is_err());
+    }
+}
