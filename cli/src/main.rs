@@ -79,12 +79,19 @@ impl From<clap::Error> for Unparsed {
 fn parse(argv: &[OsString]) -> Result<Cli, Unparsed> {
     let file = config::file_of(argv, std::env::var_os("KEYHOLE_CONFIG"));
     let options = match file {
+        // A worker gets all it needs from its supervisor; an options file edited since must not stop its restart.
+        Some(_) if is_worker(argv) => toml::Table::new(),
         Some(file) => config::read(&file).map_err(Unparsed::Config)?,
         None => toml::Table::new(),
     };
     let command = config::layer(Cli::command(), options).map_err(Unparsed::Config)?;
     let matches = command.try_get_matches_from(argv)?;
     Ok(Cli::from_arg_matches(&matches)?)
+}
+
+/// Whether this is the process that a supervisor starts.
+fn is_worker(argv: &[OsString]) -> bool {
+    argv.get(1..3).is_some_and(|words| words == ["node", "worker"])
 }
 
 /// Whether the noun is `run`, whose own failures have other exit codes; also when the rest does not parse.
@@ -139,6 +146,19 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_reads_no_options_file() {
+        let argv: Vec<OsString> =
+            ["keyhole", "node", "worker", "--config", "/nonexistent", "--config-fd", "3"]
+                .map(OsString::from)
+                .to_vec();
+        assert!(parse(&argv).is_ok());
+        assert!(matches!(
+            parse(&argv[..2].iter().cloned().chain(argv[3..5].iter().cloned()).collect::<Vec<_>>()),
+            Err(Unparsed::Config(_))
+        ));
+    }
 
     #[test]
     fn run_is_known_by_its_place() {

@@ -1,6 +1,5 @@
 //! `keyhole manager run`: this machine's manager, in the foreground.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use crate::logs::LogOptions;
 pub(crate) enum ManagerCommand {
     /// Run the manager, in the foreground
     #[command(after_help = "Examples:\n  \
-        keyhole manager run --init --data-dir /var/lib/keyhole/manager --listen 10.0.0.1:4330\n  \
-        keyhole manager run --data-dir /var/lib/keyhole/manager --listen 10.0.0.1:4330     (from then on)")]
+        keyhole manager run --init --data-dir /var/lib/keyhole/manager --listen 10.0.0.1:7070\n  \
+        keyhole manager run --data-dir /var/lib/keyhole/manager --listen 10.0.0.1:7070     (from then on)")]
     Run(Box<RunManager>),
 }
 
@@ -26,8 +25,8 @@ pub(crate) struct RunManager {
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// The address and port for nodes, managers and remote operators
-    #[arg(long, value_name = "ADDR:PORT")]
-    pub(crate) listen: SocketAddr,
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: String,
     /// The address that others reach it at, if not the one it listens at
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise: Option<String>,

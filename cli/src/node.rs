@@ -1,6 +1,6 @@
 //! `keyhole node`: `run` is this machine's node, in the foreground; the rest is for operators.
 
-use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -23,7 +23,7 @@ pub(crate) enum NodeCommand {
     /// Run this machine's node, in the foreground
     #[command(after_help = "Examples:\n  \
         keyhole node run --data-dir /var/lib/keyhole/node --mount /run/secrets \\\n    \
-        --join 10.0.0.1:4330 --token-file /run/keyhole-token\n  \
+        --join 10.0.0.1:7070 --token-file /run/keyhole-token\n  \
         keyhole node run --data-dir /var/lib/keyhole/node --mount /run/secrets     (from then on)")]
     Run(Box<RunNode>),
     /// The serving process of a node; started by 'node run' only
@@ -83,9 +83,9 @@ pub(crate) struct RunNode {
 /// `worker`
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
-    /// What the supervisor hands over.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) handed: Vec<OsString>,
+    /// The inherited descriptor that says what else was handed over
+    #[arg(long, value_name = "FD")]
+    pub(crate) config_fd: RawFd,
 }
 
 /// `status`
@@ -128,10 +128,7 @@ fn start(options: RunNode) -> Result<(), Failure> {
 }
 
 fn work(worker: Worker) -> Result<(), Failure> {
-    Err(Failure::new(format!(
-        "this build has no node; {} handed words are ignored",
-        worker.handed.len()
-    )))
+    Err(Failure::new(format!("this build has no node; descriptor {} is ignored", worker.config_fd)))
 }
 
 impl Status {

@@ -205,7 +205,7 @@ impl JoinToken {
             }
             Role::Manager => (
                 "manager",
-                "keyhole manager run --data-dir /var/lib/keyhole/manager --listen 0.0.0.0:4330",
+                "keyhole manager run --data-dir /var/lib/keyhole/manager --listen 0.0.0.0:7070",
             ),
         };
         if self.rotate {

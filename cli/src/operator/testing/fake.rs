@@ -350,7 +350,7 @@ impl Operator for Fake {
             members: vec![MemberInfo {
                 id: 1,
                 node: id('m'),
-                address: "10.0.0.1:4330".to_owned(),
+                address: "10.0.0.1:7070".to_owned(),
                 leader: true,
             }],
             term: 1,
@@ -379,7 +379,7 @@ impl Operator for Fake {
     async fn join_token(&self, _: Request<JoinTokenRequest>) -> Answer<JoinTokenReply> {
         Ok(Response::new(JoinTokenReply {
             token: "KH-1-digest-secret".to_owned(),
-            address: "10.0.0.1:4330".to_owned(),
+            address: "10.0.0.1:7070".to_owned(),
         }))
     }
 }

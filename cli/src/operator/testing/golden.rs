@@ -290,7 +290,7 @@ fn join_tokens_come_alone_or_with_a_command() {
     assert_eq!(keyhole(&["cluster", "join-token", "-q", "worker"]).out, "KH-1-digest-secret\n");
     let out = keyhole(&["cluster", "join-token", "worker"]).out;
     assert!(out.contains("(umask 077; echo KH-1-digest-secret > /run/keyhole-token)"), "{out}");
-    assert!(out.contains("--join 10.0.0.1:4330 --token-file /run/keyhole-token"), "{out}");
+    assert!(out.contains("--join 10.0.0.1:7070 --token-file /run/keyhole-token"), "{out}");
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn the_cluster_tells_how_it_is() {
         "Nodes:           2 (1 connected)\n",
         "This manager's:  expires in 24 hours\n",
         "Certificates:    live 1day\n",
-        "Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm at 10.0.0.1:4330 (member 1, leader)\n",
+        "Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm at 10.0.0.1:7070 (member 1, leader)\n",
     ] {
         assert!(out.contains(line), "{line}\n{out}");
     }
