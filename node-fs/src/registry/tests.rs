@@ -1,0 +1,88 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::cgroups::testing::{Scratch, scratch};
+
+fn task(n: u8, scratch: &Scratch) -> Task {
+    let cgroup = scratch.create(&format!("task{n}"));
+    Task {
+        id: TaskId::from_entropy([n; 16]),
+        service: "web".to_owned(),
+        cgroup: CgroupId(cgroup.id().0),
+        path: cgroup.path().to_owned(),
+        own: true,
+        since: Timestamp(5),
+    }
+}
+
+fn ids(registry: &Registry) -> Vec<TaskId> {
+    registry.iter().map(|task| task.id).collect()
+}
+
+#[test]
+fn a_restart_in_the_same_boot_restores_what_lives() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    let boot = boot_id().unwrap();
+    let mut registry = Registry::restore(folder.path(), boot.clone(), &scratch.root).unwrap();
+    let (one, two, three) = (task(1, &scratch), task(2, &scratch), task(3, &scratch));
+    for task in [&one, &two, &three] {
+        registry.add(task.clone()).unwrap();
+    }
+    registry.remove(three.id);
+    std::fs::remove_dir(&two.path).unwrap();
+    let again = Registry::restore(folder.path(), boot, &scratch.root).unwrap();
+    assert_eq!(again.iter().collect::<Vec<_>>(), [&one]);
+    assert_eq!(again.by_cgroup().get(&one.cgroup), Some(&one.id));
+    let mode = std::fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_new_cgroup_under_the_old_name_is_not_the_task() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    let boot = boot_id().unwrap();
+    let mut registry = Registry::empty(folder.path(), boot.clone());
+    let one = task(1, &scratch);
+    registry.add(one.clone()).unwrap();
+    std::fs::remove_dir(&one.path).unwrap();
+    std::fs::create_dir(&one.path).unwrap();
+    let again = Registry::restore(folder.path(), boot, &scratch.root).unwrap();
+    assert_eq!(ids(&again), []);
+}
+
+#[test]
+fn another_boots_tasks_are_not_restored() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    let mut registry = Registry::empty(folder.path(), "an earlier boot".to_owned());
+    registry.add(task(1, &scratch)).unwrap();
+    let again = Registry::restore(folder.path(), boot_id().unwrap(), &scratch.root).unwrap();
+    assert_eq!(ids(&again), []);
+}
+
+#[test]
+fn a_list_that_cannot_be_read_restores_nothing() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    for text in ["", "{", "[]", r#"{"format":9,"boot":"x","tasks":[]}"#] {
+        std::fs::write(folder.path().join(FILE), text).unwrap();
+        let boot = boot_id().unwrap();
+        assert_eq!(ids(&Registry::restore(folder.path(), boot, &scratch.root).unwrap()), []);
+    }
+}
+
+#[test]
+fn a_task_that_cannot_be_stored_is_not_added() {
+    let scratch = scratch();
+    let mut registry = Registry::empty(Path::new("/proc/nowhere"), "boot".to_owned());
+    assert!(registry.add(task(1, &scratch)).is_err());
+    assert_eq!(ids(&registry), []);
+}
+
+#[test]
+fn a_prefix_names_one_task_or_none() {
+    let scratch = scratch();
+    let tasks = [task(1, &scratch), task(2, &scratch)];
+    assert_eq!(find(&tasks, tasks[0].id.as_str()).unwrap().id, tasks[0].id);
+    assert!(matches!(find(&tasks, "zzz"), Err(RegistryError::Unknown { .. })));
+    assert!(matches!(find(&tasks, ""), Err(RegistryError::Unknown { .. })));
+    assert!(matches!(find(&tasks, "0"), Err(RegistryError::Ambiguous { count: 2, .. })));
+}
