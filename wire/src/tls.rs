@@ -14,7 +14,9 @@ mod role;
 mod server;
 mod verify;
 
-pub use client::{ConnectError, Exporter, connect, fetch_unpinned};
+pub use client::{
+    ConnectError, Exporter, ManagerConnection, connect, connect_manager, fetch_unpinned,
+};
 pub use connections::Connections;
 pub use identity::{Identity, IdentityError};
 pub use live::{LiveTls, TlsError};

@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use super::live::danger_unverified_config;
-use super::{EXPORTER_LABEL, LiveTls, SERVER_NAME};
+use super::{EXPORTER_LABEL, LiveTls, PeerIdentity, SERVER_NAME, unix_now};
 
 /// Bytes that only the two ends of one connection know.
 pub type Exporter = [u8; 32];
@@ -128,20 +128,42 @@ pub enum ConnectError {
 /// Connects to the manager at `addr` (`HOST:PORT`) now, with what `live` says now. The channel ends
 /// with its connection; connect again then.
 pub async fn connect(addr: &str, live: &LiveTls) -> Result<(Channel, Exporter), ConnectError> {
-    connect_with(addr, live.client_config()).await
+    connect_with(addr, live.client_config()).await.map(|(channel, exporter, _)| (channel, exporter))
+}
+
+/// One connection to a manager that proved who it is.
+#[derive(Debug, Clone)]
+pub struct ManagerConnection {
+    /// For calls; it ends with the connection.
+    pub channel: Channel,
+    /// Bytes that only the two ends of this connection know.
+    pub exporter: Exporter,
+    /// What the manager's certificate says.
+    pub manager: PeerIdentity,
+}
+
+/// [`connect`], telling also which manager answered.
+pub async fn connect_manager(
+    addr: &str,
+    live: &LiveTls,
+) -> Result<ManagerConnection, ConnectError> {
+    let (channel, exporter, leaf) = connect_with(addr, live.client_config()).await?;
+    let manager =
+        PeerIdentity::from_der(&leaf, unix_now()).map_err(|source| setup(addr, source))?;
+    Ok(ManagerConnection { channel, exporter, manager })
 }
 
 /// Connects without knowing whom to trust, only to fetch the root CA and check it against a join
 /// token. Nothing else may be sent or believed on this channel.
 pub async fn fetch_unpinned(addr: &str) -> Result<Channel, ConnectError> {
     let config = danger_unverified_config().map_err(|source| setup(addr, source))?;
-    connect_with(addr, config).await.map(|(channel, _)| channel)
+    connect_with(addr, config).await.map(|(channel, _, _)| channel)
 }
 
 async fn connect_with(
     addr: &str,
     config: Arc<ClientConfig>,
-) -> Result<(Channel, Exporter), ConnectError> {
+) -> Result<(Channel, Exporter, Vec<u8>), ConnectError> {
     match timeout(CONNECT_TIMEOUT, connect_now(addr, config)).await {
         Ok(connected) => connected,
         Err(_elapsed) => Err(ConnectError::TimedOut { addr: addr.to_owned() }),
@@ -151,7 +173,7 @@ async fn connect_with(
 async fn connect_now(
     addr: &str,
     config: Arc<ClientConfig>,
-) -> Result<(Channel, Exporter), ConnectError> {
+) -> Result<(Channel, Exporter, Vec<u8>), ConnectError> {
     let tcp = dial(addr).await?;
     let name = ServerName::try_from(SERVER_NAME).map_err(|source| setup(addr, source))?;
     let tls = TlsConnector::from(config)
@@ -163,8 +185,10 @@ async fn connect_now(
         .1
         .export_keying_material([0; 32], EXPORTER_LABEL, None)
         .map_err(|source| setup(addr, source))?;
+    let leaf = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let leaf = leaf.map(|leaf| leaf.to_vec()).unwrap_or_default();
     let channel = speak_http2(addr, tls).await?;
-    Ok((channel, exporter))
+    Ok((channel, exporter, leaf))
 }
 
 async fn dial(addr: &str) -> Result<TcpStream, ConnectError> {
