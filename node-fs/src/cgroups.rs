@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 pub use adopt::{AdoptError, Adopted};
 pub use watch::{CgroupEnd, CgroupWatch};
 
-use keyhole_view::cgroup::{CgroupId, CgroupPath};
+pub use keyhole_view::cgroup::{CgroupId, CgroupPath};
 
 use crate::{mountinfo, sys};
 

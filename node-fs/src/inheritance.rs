@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::attempts::Attempts;
+use crate::handles::Handles;
 use crate::report::Reporter;
 use crate::sys;
 
@@ -80,6 +81,8 @@ pub(crate) struct Descriptors<T> {
     pub(crate) init: T,
     /// A memfd with the counts of resent requests.
     pub(crate) attempts: T,
+    /// A memfd with the counts of open handles.
+    pub(crate) handles: T,
     /// A memfd for the worker's sealed state.
     pub(crate) state: T,
     /// The secret memory with the key that seals it.
@@ -93,11 +96,12 @@ pub(crate) struct Descriptors<T> {
 }
 
 impl<T> Descriptors<T> {
-    fn each(&self) -> [&T; 8] {
+    fn each(&self) -> [&T; 9] {
         [
             &self.device,
             &self.init,
             &self.attempts,
+            &self.handles,
             &self.state,
             &self.key,
             &self.listener,
@@ -164,6 +168,7 @@ fn numbers(descriptors: &Descriptors<BorrowedFd<'_>>) -> Descriptors<RawFd> {
         device: descriptors.device.as_raw_fd(),
         init: descriptors.init.as_raw_fd(),
         attempts: descriptors.attempts.as_raw_fd(),
+        handles: descriptors.handles.as_raw_fd(),
         state: descriptors.state.as_raw_fd(),
         key: descriptors.key.as_raw_fd(),
         listener: descriptors.listener.as_raw_fd(),
@@ -189,6 +194,8 @@ pub struct Inheritance {
     pub init: Vec<u8>,
     /// Counts of resent requests.
     pub attempts: Attempts,
+    /// Counts of open handles.
+    pub handles: Handles,
     /// Memory that outlives this worker, for sealed state only. Empty in the node's first worker.
     pub state: File,
     /// The key of this node's run: seals values in memory and the state.
@@ -218,12 +225,15 @@ impl Inheritance {
         let numbers = &manifest.descriptors;
         let take = |what, fd| sys::inherit_fd(fd).map_err(descriptor_error(what, fd));
         sys::unblock_signals().map_err(no_manifest)?;
+        raise_descriptor_limit();
         die_with(manifest.supervisor, take("life line", numbers.life)?)?;
         let init = take("FUSE_INIT", numbers.init)?;
         Ok(Self {
             device: take("FUSE device", numbers.device)?,
             init: read_whole(init).map_err(descriptor_error("FUSE_INIT", numbers.init))?,
             attempts: Attempts::from(take("resend counts", numbers.attempts)?),
+            handles: Handles::load(take("handle counts", numbers.handles)?)
+                .map_err(descriptor_error("handle counts", numbers.handles))?,
             state: File::from(take("state", numbers.state)?),
             key: SecretFd::adopt(take("key", numbers.key)?)
                 .map_err(|error| descriptor_error("key", numbers.key)(io::Error::other(error)))?,
@@ -278,6 +288,15 @@ fn die_with(supervisor: u32, life: OwnedFd) -> Result<(), InheritanceError> {
     Ok(())
 }
 
+/// Each caller that is known by a pidfd costs a descriptor, each node stream and client another.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
 fn end_now() -> ! {
     let _refused = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
     std::process::abort()
@@ -301,8 +320,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_inheritable_only_while_a_worker_is_started() {
-        let fds: Vec<OwnedFd> = (0..8).map(|_| memfd_with("x", b"x").unwrap()).collect();
-        let [a, b, c, d, e, f, g, h] = &fds[..] else { unreachable!() };
+        let fds: Vec<OwnedFd> = (0..9).map(|_| memfd_with("x", b"x").unwrap()).collect();
+        let [a, b, c, d, e, f, g, h, i] = &fds[..] else { unreachable!() };
         let closes = |fd: &OwnedFd| {
             rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC)
         };
@@ -315,6 +334,7 @@ mod tests {
             listener: f.as_fd(),
             report: g.as_fd(),
             life: h.as_fd(),
+            handles: i.as_fd(),
         };
         let bequest = Bequest::prepare(descriptors, "/m".into(), serde_json::Value::Null).unwrap();
         assert!(!fds.iter().any(closes));

@@ -9,6 +9,8 @@
 pub mod attempts;
 pub mod caller;
 pub mod cgroups;
+pub mod fuse;
+pub mod handles;
 pub mod handover;
 pub mod inheritance;
 pub mod meter;
@@ -16,5 +18,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod report;
 pub mod requirements;
+pub mod stage;
 pub mod supervisor;
 pub mod sys;
+pub mod values;

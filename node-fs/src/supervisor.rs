@@ -121,6 +121,7 @@ struct Connection {
     device: OwnedFd,
     init: OwnedFd,
     attempts: Attempts,
+    handles: OwnedFd,
     mount: Mount,
 }
 
@@ -140,6 +141,8 @@ impl Connection {
             init: memfd_with("keyhole-init", superblock.init())
                 .map_err(failed("keep FUSE_INIT"))?,
             attempts: Attempts::create().map_err(failed("make the resend counts"))?,
+            handles: memfd_with("keyhole-handles", b"")
+                .map_err(failed("make the handle counts"))?,
             mount: Mount::Detached(superblock),
         })
     }
@@ -265,6 +268,7 @@ impl Supervisor {
             device: self.connection.device.as_fd(),
             init: self.connection.init.as_fd(),
             attempts: self.connection.attempts.as_fd(),
+            handles: self.connection.handles.as_fd(),
             state: self.estate.state.as_fd(),
             key: self.estate.key.as_fd(),
             listener: self.estate.listener.as_fd(),
@@ -353,14 +357,14 @@ impl Supervisor {
         self.restart_at = Some(Instant::now());
     }
 
-    /// Leaves nothing behind, whatever the reason for ending; the first error counts.
+    /// Leaves nothing behind, whatever the reason for ending; the first error counts. The socket's
+    /// file goes with the estate.
     fn shut_down(mut self, result: Result<(), SupervisorError>) -> Result<(), SupervisorError> {
         // The mount first: nobody new comes in while the worker still answers those inside.
         let detached = self.connection.detach();
         if let Some(mut worker) = self.worker.take() {
             worker.end_within(PATIENCE);
         }
-        self.estate.listener.remove();
         result.and(detached.map_err(Into::into))
     }
 }

@@ -35,7 +35,7 @@ pub enum ListenerError {
     },
 }
 
-/// The listening socket and where it is.
+/// The listening socket and its file, which goes when this is dropped.
 #[derive(Debug)]
 pub(super) struct ControlListener {
     listener: UnixListener,
@@ -61,9 +61,11 @@ impl ControlListener {
         let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
         Ok(Self { listener, path: path.to_owned(), inode })
     }
+}
 
+impl Drop for ControlListener {
     /// Removes the socket file, if it is still this one.
-    pub(super) fn remove(&self) {
+    fn drop(&mut self) {
         let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
@@ -108,7 +110,7 @@ mod tests {
         let listener = ControlListener::bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(matches!(ControlListener::bind(&path), Err(ListenerError::InUse { .. })));
-        listener.remove();
+        drop(listener);
         assert!(!path.exists());
     }
 
@@ -120,7 +122,7 @@ mod tests {
         let first = ControlListener::bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _second = ControlListener::bind(&path).unwrap();
-        first.remove();
+        drop(first);
         assert!(path.exists(), "the socket of another is not removed");
 
         let file = dir.path().join("file");

@@ -54,7 +54,7 @@ impl Readers {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             within(PATIENCE, "a reader ends", || thread.is_finished().then_some(()));
-            thread.join().unwrap().expect("a reader got an error");
+            assert_eq!(thread.join().unwrap(), Ok(()), "a reader got an error");
         }
         self.cycles.load(Ordering::Relaxed)
     }
@@ -186,7 +186,7 @@ pub(crate) fn a_stopped_worker_is_replaced() {
 
 pub(crate) fn a_worker_that_cannot_serve_ends_the_node_before_it_mounts() {
     let folder = Folder::new();
-    let mut node = Node::launch(&folder, "hopeless");
+    let mut node = Node::launch(&folder, &serde_json::json!({ "mode": "hopeless" }));
     assert!(!node.wait().success());
     assert!(folder.mounts().is_empty() && !folder.socket().exists());
     let [worker, supervisor] = &node.rest()[..] else { panic!("two lines") };
@@ -232,7 +232,7 @@ pub(crate) fn nothing_can_be_written_through_the_attached_mount() {
 pub(crate) fn a_second_node_is_refused_and_harms_nothing() {
     let folder = Folder::new();
     let first = Node::start(&folder);
-    let mut second = Node::launch(&folder, "plain");
+    let mut second = Node::launch(&folder, &serde_json::json!({ "mode": "plain" }));
     assert!(!second.wait().success());
     let [line] = &second.rest()[..] else { panic!("one line") };
     assert!(line.contains("another Keyhole node"), "{line}");

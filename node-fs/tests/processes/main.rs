@@ -6,7 +6,9 @@
 
 mod deaths;
 mod node;
+mod secrets;
 mod served;
+mod views;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,13 +45,34 @@ const TESTS: &[Test] = &[
         "a_second_node_is_refused_and_harms_nothing",
         deaths::a_second_node_is_refused_and_harms_nothing,
     ),
+    (
+        "each_task_sees_its_own_files_and_others_see_nothing",
+        views::each_task_sees_its_own_files_and_others_see_nothing,
+    ),
+    (
+        "the_kernel_checks_modes_and_nothing_can_be_changed",
+        views::the_kernel_checks_modes_and_nothing_can_be_changed,
+    ),
+    (
+        "an_open_file_keeps_its_version_until_it_is_revoked",
+        views::an_open_file_keeps_its_version_until_it_is_revoked,
+    ),
+    ("rotation_is_never_seen_torn_mixed_or_late", views::rotation_is_never_seen_torn_mixed_or_late),
+    (
+        "tasks_keep_their_secrets_through_the_workers_death",
+        views::tasks_keep_their_secrets_through_the_workers_death,
+    ),
 ];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if std::env::var_os("RUST_LOG").is_some() {
+        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    }
     match args.first().map(String::as_str) {
         Some("supervise") => node::supervise(PathBuf::from(&args[1]), &args[2]),
         Some("worker") => served::work(args[1].parse().unwrap()),
+        Some("reader") => views::read_until_told(args[1].parse().unwrap()),
         _ => run_tests(&args),
     }
 }

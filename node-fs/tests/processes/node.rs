@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The role `supervise`.
-pub(crate) fn supervise(folder: PathBuf, mode: &str) -> ExitCode {
+pub(crate) fn supervise(folder: PathBuf, app: &str) -> ExitCode {
     let config = SupervisorConfig {
         mount_point: folder.join("mount"),
         control_socket: folder.join("node.sock"),
@@ -24,7 +24,7 @@ pub(crate) fn supervise(folder: PathBuf, mode: &str) -> ExitCode {
             command.arg("worker").arg(manifest.to_string());
             command
         }),
-        app: serde_json::json!({ "mode": mode }),
+        app: serde_json::from_str(app).unwrap(),
     };
     match supervisor::run(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,16 +85,24 @@ pub(crate) struct Node {
 impl Node {
     /// Starts one and waits until it says that it serves.
     pub(crate) fn start(folder: &Folder) -> Self {
-        let node = Self::launch(folder, "plain");
-        assert_eq!(node.line(), format!("ready: serving {}/mount", folder.path().display()));
+        Self::start_with(folder, &serde_json::json!({ "mode": "plain" }))
+    }
+
+    pub(crate) fn start_with(folder: &Folder, app: &serde_json::Value) -> Self {
+        let node = Self::launch(folder, app);
+        let ready = format!("ready: serving {}/mount", folder.path().display());
+        // With a log, its lines come before.
+        let logging = std::env::var_os("RUST_LOG").is_some();
+        let first = std::iter::repeat_with(|| node.line()).find(|line| !logging || *line == ready);
+        assert_eq!(first, Some(ready));
         node
     }
 
-    pub(crate) fn launch(folder: &Folder, mode: &str) -> Self {
+    pub(crate) fn launch(folder: &Folder, app: &serde_json::Value) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .arg("supervise")
             .arg(folder.path())
-            .arg(mode)
+            .arg(app.to_string())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -102,9 +110,9 @@ impl Node {
         Self { child, lines }
     }
 
-    /// The next line it (or a worker of its) writes to standard error.
+    /// The next line it (or a worker of its) writes to standard error; it must come in time.
     pub(crate) fn line(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("the node says something")
+        self.lines.recv_timeout(PATIENCE).unwrap()
     }
 
     /// All lines that are left once it has ended.

@@ -28,6 +28,9 @@ const STUCK: u64 = 4;
 /// The role `worker`.
 pub(crate) fn work(manifest: i32) -> ExitCode {
     let inheritance = Inheritance::receive(manifest).unwrap();
+    if !inheritance.app["show"].is_null() {
+        return crate::secrets::serve(inheritance);
+    }
     if inheritance.app["mode"] == "hopeless" {
         eprintln!("keyhole: the join token was refused");
         return ExitCode::from(supervisor::EXIT_HOPELESS);
