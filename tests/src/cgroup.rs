@@ -19,7 +19,7 @@ impl TestCgroup {
     /// A fresh cgroup directly below the root of the cgroup v2 hierarchy.
     pub fn fresh() -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = root().join(format!("kht-{}-{number}", std::process::id()));
+        let path = cgroup_root().join(format!("kht-{}-{number}", std::process::id()));
         fs::create_dir(&path).expect("root can make a cgroup");
         Self { path }
     }
@@ -51,7 +51,7 @@ impl Drop for TestCgroup {
 }
 
 /// The root of the cgroup v2 hierarchy.
-pub(crate) fn root() -> PathBuf {
+pub fn cgroup_root() -> PathBuf {
     let all = mounts();
     let root = all.into_iter().find(|mount| mount.fs_type == "cgroup2");
     root.expect("a cgroup v2 hierarchy is mounted").at

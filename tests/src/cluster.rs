@@ -21,6 +21,7 @@ pub struct Cluster {
     address: SocketAddr,
     socket: PathBuf,
     data: PathBuf,
+    args: Vec<String>,
     ground: Arc<Ground>,
 }
 
@@ -43,12 +44,19 @@ impl Cluster {
 
     /// The same on a ground that is there.
     pub fn start_on(ground: Arc<Ground>) -> Self {
+        Self::start_with(ground, &[])
+    }
+
+    /// The same with more arguments of `keyhole manager run`, also at later starts.
+    pub fn start_with(ground: Arc<Ground>, args: &[&str]) -> Self {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let address = free_address();
         let (socket, data) = (ground.folder().join("m.sock"), ground.folder().join("m"));
-        let command = manager_command(&data, address, &socket);
+        let mut command = manager_command(&data, address, &socket);
+        command.args(&args);
         let mut manager = Daemon::start(&ground, "manager", command);
         manager.wait_for_word("ready");
-        Self { manager, address, socket, data, ground }
+        Self { manager, address, socket, data, args, ground }
     }
 
     /// What the test stands on.
@@ -90,7 +98,8 @@ impl Cluster {
 
     /// Starts a manager that was stopped.
     pub fn resume(&mut self) {
-        let command = manager_command(&self.data, self.address, &self.socket);
+        let mut command = manager_command(&self.data, self.address, &self.socket);
+        command.args(&self.args);
         self.manager = Daemon::start(&self.ground, "manager", command);
         self.manager.wait_for_word("ready");
     }
@@ -173,7 +182,7 @@ impl Cluster {
 }
 
 /// The binary without any setting of the caller's environment.
-pub(crate) fn plain_command() -> Command {
+pub fn plain_command() -> Command {
     let mut command = Command::new(keyhole_binary());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("KEYHOLE_") {
@@ -184,7 +193,7 @@ pub(crate) fn plain_command() -> Command {
 }
 
 /// `keyhole manager run` on a folder; initialises it if it is empty.
-fn manager_command(data: &Path, address: SocketAddr, socket: &Path) -> Command {
+pub(crate) fn manager_command(data: &Path, address: SocketAddr, socket: &Path) -> Command {
     let mut command = plain_command();
     command.args(["manager", "run", "--init", "--data-dir"]).arg(data);
     command.arg("--listen").arg(address.to_string()).arg("--socket").arg(socket);
@@ -192,7 +201,7 @@ fn manager_command(data: &Path, address: SocketAddr, socket: &Path) -> Command {
 }
 
 /// Runs a command to its end.
-pub(crate) fn run(mut command: Command, stdin: &[u8]) -> Ran {
+pub fn run(mut command: Command, stdin: &[u8]) -> Ran {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the keyhole binary runs");
     let mut input = child.stdin.take().expect("it is piped");
@@ -209,7 +218,7 @@ pub(crate) fn run(mut command: Command, stdin: &[u8]) -> Ran {
 }
 
 /// An address that no other test process can take: the host part is this process's pid.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     let pid = std::process::id();
     let host = Ipv4Addr::new(127, 64 | (pid >> 16) as u8, (pid >> 8) as u8, pid as u8);
     let listener = TcpListener::bind((host, 0)).expect("a loopback address");

@@ -101,7 +101,7 @@ impl Probe {
         let text = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid));
         let text = text.expect("the probe lives");
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-        crate::cgroup::root().join(path.expect("it is in the v2 hierarchy"))
+        crate::cgroup::cgroup_root().join(path.expect("it is in the v2 hierarchy"))
     }
 
     /// Another process of the same task: an outsider that joined its cgroup.
