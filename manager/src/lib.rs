@@ -3,7 +3,19 @@
 //! Depends on domain, state, proto, wire and secmem. Invariant: plaintext of values is never here but for the moment of
 //! re-sealing.
 
+pub mod app;
+pub mod audit;
+pub mod authz;
+pub mod ca;
+mod clock;
 pub mod codec;
+pub mod dispatch;
 pub mod keys;
+pub mod listen;
+pub mod operator;
 pub mod raft;
+pub mod seal;
+pub mod sessions;
+pub mod shell;
+pub mod status;
 pub mod store;

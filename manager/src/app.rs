@@ -1,0 +1,228 @@
+//! The composition root of `keyhole manager run`: from a configuration to a manager that serves.
+//!
+//! Depends on everything else here. Invariant: the doors open last, when the store is whole, Raft leads, and the
+//! certificate is fresh; every failure before that is one line that names the thing and the mend.
+
+mod config;
+mod error;
+mod init;
+
+pub use config::{JoinManager, ManagerConfig};
+pub use error::StartError;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyhole_secmem::harden;
+use keyhole_wire::seal::EdgeKeyPair;
+use keyhole_wire::tls::LiveTls;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::audit::AuditLog;
+use crate::authz::Authorized;
+use crate::ca::{CaApi, keep_renewed, own_identity};
+use crate::dispatch::DispatchApi;
+use crate::listen::{OperatorSocket, Services, bind_port};
+use crate::operator::OperatorApi;
+use crate::raft::RaftHandle;
+use crate::shell::Shell;
+use init::Opened;
+
+/// Calls under way have this long to end when the manager stops.
+const GRACE: Duration = Duration::from_millis(500);
+/// How often the audit's leftovers are tended to.
+const TEND: Duration = Duration::from_secs(1);
+
+/// Runs a manager as a process: hardens it, serves until SIGTERM or SIGINT, stops cleanly.
+///
+/// An error is one line for standard error; the process then exits with 1.
+pub async fn run(config: ManagerConfig) -> Result<(), StartError> {
+    harden_process()?;
+    let signals = |kind| signal(kind).map_err(|e| StartError::system("wait for signals", e));
+    let (mut term, mut int) =
+        (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let running = Manager::start(config).await?;
+    let stop = running.stopper();
+    let stopping = tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = int.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        stop.send_replace(true);
+    });
+    let ended = running.wait().await;
+    stopping.abort();
+    ended
+}
+
+/// No dumps, no cores, and panics that say where but never what.
+pub fn harden_process() -> Result<(), StartError> {
+    harden::install_panic_hook();
+    harden::forbid_dumps().map_err(|e| StartError::system("harden this process", e))?;
+    harden::forbid_cores().map_err(|e| StartError::system("harden this process", e))
+}
+
+/// A manager.
+#[derive(Debug)]
+pub struct Manager;
+
+impl Manager {
+    /// Opens (or initialises) the store, leads the cluster, and serves.
+    pub async fn start(config: ManagerConfig) -> Result<Running, StartError> {
+        config.check()?;
+        let (listener, address) = bind_port(&config.listen).await?;
+        let opened = init::open(&config, address).await?;
+        let socket = OperatorSocket::bind(&config.socket)?;
+        let (replica, failed) = (opened.replica.clone(), opened.failed.clone());
+        let shell = assemble(opened)?;
+        let services = Services {
+            ca: CaApi(shell.clone()),
+            dispatch: DispatchApi(shell.clone()),
+            operator: OperatorApi(shell.clone()),
+        };
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(shell.clone().follow_changes());
+        tasks.spawn(keep_renewed(shell.clone(), Authorized::of_member(shell.own.member)));
+        tasks.spawn(tend_audit(shell.audit.clone()));
+        let port = services.clone().serve_port(listener, until(stopped.clone()));
+        let mut doors = JoinSet::new();
+        doors.spawn(async move { port.await.map_err(|e| StartError::serve("the port", e)) });
+        let stopped_socket = until(stopped.clone());
+        doors.spawn(async move {
+            let served = services.serve_socket(&socket, stopped_socket).await;
+            served.map_err(|e| StartError::serve("the operator socket", e))
+        });
+        tracing::info!(%address, socket = %config.socket.display(), cluster = %shell.own.cluster,
+            manager = %shell.own.manager, "ready");
+        let life = Life { shell, doors, tasks, stopped, replica, failed };
+        Ok(Running {
+            address,
+            socket: config.socket,
+            stop: Arc::new(stop),
+            ended: tokio::spawn(life.run()),
+        })
+    }
+}
+
+/// Everything but the doors.
+fn assemble(opened: Opened) -> Result<Arc<Shell>, StartError> {
+    let identity = opened.replica.read(|state| match state.cluster() {
+        Some(cluster) => own_identity(cluster, opened.keyring.own(), &opened.own)
+            .map(|identity| (identity, vec![cluster.ca_certificate.clone()]))
+            .map_err(|e| StartError::certificate(e.to_string())),
+        None => Err(StartError::certificate("the cluster is not initialised".to_owned())),
+    });
+    let (identity, roots) = identity?;
+    let tls = LiveTls::new(Some(identity), roots);
+    let tls = tls.map_err(|e| StartError::certificate(e.to_string()))?;
+    let input = EdgeKeyPair::generate().map_err(|e| StartError::system("make the input key", e))?;
+    let Opened { replica, keyring, own, audit, .. } = opened;
+    Ok(Arc::new(Shell::new(own, replica, audit, (keyring, input), tls)))
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // A dropped sender stops the manager too.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn tend_audit(audit: Arc<AuditLog>) {
+    loop {
+        tokio::time::sleep(TEND).await;
+        let audit = audit.clone();
+        if tokio::task::spawn_blocking(move || audit.tend()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The tasks of a running manager.
+struct Life {
+    shell: Arc<Shell>,
+    doors: JoinSet<Result<(), StartError>>,
+    tasks: JoinSet<()>,
+    stopped: watch::Receiver<bool>,
+    replica: RaftHandle,
+    failed: watch::Receiver<Option<String>>,
+}
+
+impl Life {
+    async fn run(mut self) -> Result<(), StartError> {
+        let ended = tokio::select! {
+            () = until(self.stopped.clone()) => Ok(()),
+            why = failure(&mut self.failed) => Err(StartError::Failed(why)),
+            door = self.doors.join_next() => match door {
+                // The doors end by themselves when the manager is stopped, maybe before this task hears of it.
+                _ if *self.stopped.borrow() => Ok(()),
+                Some(Ok(Err(error))) => Err(error),
+                _ => Err(StartError::Failed("a listener ended by itself".to_owned())),
+            },
+        };
+        // Streams of nodes never end by themselves.
+        self.shell.connections.close_all();
+        let closed = async { while self.doors.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, closed).await.is_err() {
+            self.doors.shutdown().await;
+        }
+        self.tasks.shutdown().await;
+        self.shell.audit.tend();
+        let replica = self.replica.shutdown().await;
+        ended.and(replica.map_err(StartError::Store))
+    }
+}
+
+async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
+    let why = failed.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    match why {
+        Some(why) => why,
+        // Nobody is left who could tell of a failure.
+        None => std::future::pending().await,
+    }
+}
+
+/// A manager that serves.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+    socket: PathBuf,
+    stop: Arc<watch::Sender<bool>>,
+    ended: JoinHandle<Result<(), StartError>>,
+}
+
+impl Running {
+    /// Where the port is, also when port 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the operator socket is.
+    #[must_use]
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    /// Sending `true` stops the manager.
+    #[must_use]
+    pub fn stopper(&self) -> Arc<watch::Sender<bool>> {
+        self.stop.clone()
+    }
+
+    /// Until the manager was stopped, or failed.
+    pub async fn wait(self) -> Result<(), StartError> {
+        match self.ended.await {
+            Ok(ended) => ended,
+            Err(error) => Err(StartError::system("run the manager", error)),
+        }
+    }
+
+    /// Stops it and waits until its store is closed.
+    pub async fn shutdown(self) -> Result<(), StartError> {
+        self.stop.send_replace(true);
+        self.wait().await
+    }
+}

@@ -1,0 +1,160 @@
+//! Who may do what. Each RPC is one action; only [`Gate::authorize`] mints the [`Authorized`] that a handler takes and
+//! that every read and every command of the API asks for.
+//!
+//! Depends on the state, wire's peer identities and the audit. Invariant: certificates prove the id; what that id may do
+//! is read from the replicated state on each call. What is not allowed by an action's subject is refused, recorded and
+//! counted.
+
+mod caller;
+mod subject;
+
+pub use caller::{Caller, LocalPeer, operator_group};
+pub use subject::{Denied, Holder, MemberNode, OperatorSubject, Stranger, Subject};
+
+use std::sync::Arc;
+
+use keyhole_domain::NodeId;
+use keyhole_state::{Actor, State};
+use tonic::{Code, Request, Status};
+
+use crate::audit::AuditLog;
+use crate::raft::RaftHandle;
+
+/// One thing that can be asked for.
+pub trait Action: Send + Sync + 'static {
+    /// What the audit calls it.
+    const NAME: &'static str;
+    /// Who may ask.
+    type Subject: Subject;
+}
+
+/// Proof that a caller may do `A` now.
+#[derive(Debug)]
+pub struct Authorized<A: Action> {
+    actor: Actor,
+    subject: A::Subject,
+}
+
+impl<A: Action> Authorized<A> {
+    /// Who it is, for the audit.
+    pub fn actor(&self) -> &Actor {
+        &self.actor
+    }
+
+    /// Who it is, with what the action needs to know of him.
+    pub fn subject(&self) -> &A::Subject {
+        &self.subject
+    }
+}
+
+/// What a manager does of its own accord: its first command, its own address.
+#[derive(Debug)]
+pub struct OwnWork;
+
+impl Action for OwnWork {
+    const NAME: &'static str = "manager.own";
+    type Subject = Itself;
+}
+
+/// The subject of [`OwnWork`]; no caller is one.
+#[derive(Debug)]
+pub struct Itself(());
+
+impl Subject for Itself {
+    fn admit(_: &Caller, _: &State) -> Result<Self, Denied> {
+        Err(Denied::new(Code::PermissionDenied, "no caller is this manager itself"))
+    }
+}
+
+impl Authorized<OwnWork> {
+    /// This process's own work, as a member of the cluster.
+    pub(crate) fn of_member(member: u64) -> Self {
+        Self { actor: Actor::Manager(member), subject: Itself(()) }
+    }
+}
+
+macro_rules! actions {
+    ($($subject:ty: $($name:ident $text:literal),+;)*) => {$($(
+        #[doc = concat!("`", $text, "`")]
+        #[derive(Debug)]
+        pub struct $name;
+
+        impl Action for $name {
+            const NAME: &'static str = $text;
+            type Subject = $subject;
+        }
+    )+)*};
+}
+
+/// Every RPC's action.
+pub mod act {
+    use super::{Action, Holder, MemberNode, OperatorSubject, Stranger};
+
+    actions! {
+        OperatorSubject:
+            GetSealKey "cluster.seal-key",
+            CreateSecret "secret.create",
+            RotateSecrets "secret.rotate",
+            RollbackSecret "secret.rollback",
+            UpdateSecret "secret.update",
+            RemoveSecret "secret.rm",
+            ListSecrets "secret.ls",
+            InspectSecret "secret.inspect",
+            SecretStatus "secret.status",
+            WatchDelivery "secret.watch",
+            CreateService "service.create",
+            UpdateService "service.update",
+            RollbackService "service.rollback",
+            RemoveService "service.rm",
+            ListServices "service.ls",
+            InspectService "service.inspect",
+            ServiceTasks "service.ps",
+            ListNodes "node.ls",
+            InspectNode "node.inspect",
+            UpdateNode "node.update",
+            RemoveNode "node.rm",
+            NodeTasks "node.ps",
+            ClusterStatus "cluster.status",
+            UpdateCluster "cluster.update",
+            JoinToken "cluster.join-token";
+        MemberNode:
+            Assignments "dispatch.assignments",
+            ClaimTask "task.claim",
+            EndTask "task.end",
+            Report "dispatch.report";
+        Stranger:
+            GetRootCa "ca.root",
+            Join "node.join";
+        Holder:
+            Renew "ca.renew";
+    }
+}
+
+/// Lets callers through, or not.
+pub struct Gate {
+    replica: RaftHandle,
+    audit: Arc<AuditLog>,
+}
+
+impl Gate {
+    pub(crate) fn new(replica: RaftHandle, audit: Arc<AuditLog>) -> Self {
+        Self { replica, audit }
+    }
+
+    /// The only way to an [`Authorized`] for a caller.
+    pub fn authorize<A: Action, T>(&self, request: &Request<T>) -> Result<Authorized<A>, Status> {
+        let caller = Caller::of(request);
+        match self.replica.read(|state| A::Subject::admit(&caller, state)) {
+            Ok(subject) => Ok(Authorized { actor: caller.actor(), subject }),
+            Err(denied) => {
+                self.audit.refused(&caller, A::NAME, &denied.why);
+                Err(Status::new(denied.code, denied.why))
+            }
+        }
+    }
+
+    /// Whether a node that was let through may stay: streams ask at each change.
+    pub(crate) fn still_member(&self, node: NodeId) -> bool {
+        self.replica.read(|state| state.nodes().contains_key(&node))
+    }
+}

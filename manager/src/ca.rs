@@ -1,0 +1,137 @@
+//! The cluster's own CA: its root, the leaves that it issues, join tokens.
+//!
+//! Depends on rcgen, wire's certificate shapes and the keyring. Invariant: a leaf's id and role come from a join token or
+//! from the replicated state; a request contributes only its public key. The root's private key is open only while it
+//! signs.
+
+mod own;
+mod service;
+mod token;
+
+pub(crate) use own::{keep_renewed, own_identity};
+pub use service::CaApi;
+pub(crate) use token::{current_token, new_token};
+
+use keyhole_domain::{ClusterId, NodeId};
+use keyhole_secmem::{LockError, SecretBytes};
+use keyhole_state::Cluster;
+use keyhole_wire::tls::Role;
+use keyhole_wire::tls::certificate::{
+    CertificateError, backdated, ca_params, csr_public_key, leaf_params,
+};
+use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::clock;
+use crate::seal::{KeyringError, MemberKey, Purpose};
+
+/// The shortest lifetime of a leaf; only tests want one that short.
+pub const MIN_CERTIFICATE_SECONDS: u64 = 10;
+/// The lifetime of a leaf unless the operator sets another.
+pub const DEFAULT_CERTIFICATE_SECONDS: u64 = 24 * 3600;
+/// The longest one: what must last longer than a year is no leaf.
+pub const MAX_CERTIFICATE_SECONDS: u64 = 366 * 24 * 3600;
+/// The root's lifetime.
+const ROOT_SECONDS: u64 = 20 * 365 * 24 * 3600;
+
+/// A lifetime that leaves can't have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a certificate lifetime of {seconds} s is out of range: it may be {MIN_CERTIFICATE_SECONDS} s to \
+     {MAX_CERTIFICATE_SECONDS} s (366 days)"
+)]
+pub struct LifetimeError {
+    seconds: u64,
+}
+
+/// Checks a leaf's lifetime, in seconds.
+pub fn check_lifetime(seconds: u64) -> Result<(), LifetimeError> {
+    match (MIN_CERTIFICATE_SECONDS..=MAX_CERTIFICATE_SECONDS).contains(&seconds) {
+        true => Ok(()),
+        false => Err(LifetimeError { seconds }),
+    }
+}
+
+/// Why the CA could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// A certificate or a request could not be made or read.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The signature could not be made.
+    #[error("cannot sign a certificate: {0}")]
+    Sign(#[from] rcgen::Error),
+    /// The CA's key is not this member's to use.
+    #[error(transparent)]
+    Key(#[from] KeyringError),
+    /// No locked memory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No randomness.
+    #[error("the kernel gave no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+    /// A certificate and its key do not make an identity.
+    #[error(transparent)]
+    Identity(#[from] keyhole_wire::tls::IdentityError),
+}
+
+/// A new root: its certificate (DER) and its private key (PKCS #8, DER).
+pub fn new_root(cluster: &ClusterId) -> Result<(Vec<u8>, SecretBytes), CaError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let now = clock::unix_seconds();
+    let params = ca_params(cluster, backdated(now), now + ROOT_SECONDS)?;
+    let certificate = params.self_signed(&key)?;
+    let secret = SecretBytes::copy_from(&mut key.serialize_der())?;
+    Ok((certificate.der().to_vec(), secret))
+}
+
+/// When a certificate begins and ends to hold, in Unix seconds; zeros if it can't be read.
+pub(crate) fn validity(der: &[u8]) -> (u64, u64) {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return (0, 0);
+    };
+    let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+    let validity = certificate.validity();
+    (seconds(validity.not_before.timestamp()), seconds(validity.not_after.timestamp()))
+}
+
+/// When a certificate ends, in Unix seconds.
+pub(crate) fn expires_at(der: &[u8]) -> u64 {
+    validity(der).1
+}
+
+/// Whom a leaf is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Holder {
+    pub(crate) id: NodeId,
+    pub(crate) role: Role,
+}
+
+/// Signs a leaf for the public key of a request.
+pub(crate) fn issue(
+    cluster: &Cluster,
+    own: &MemberKey,
+    holder: Holder,
+    csr: &[u8],
+) -> Result<Vec<u8>, CaError> {
+    let public_key = csr_public_key(csr)?;
+    let now = clock::unix_seconds();
+    let end = now.saturating_add(cluster.certificate_seconds);
+    let end = end.min(expires_at(&cluster.ca_certificate));
+    let id = holder.id.to_string();
+    let params = leaf_params(&cluster.id, holder.role, &id, backdated(now), end)?;
+    let issuer = open_issuer(cluster, own)?;
+    Ok(params.signed_by(&public_key, &issuer)?.der().to_vec())
+}
+
+fn open_issuer(
+    cluster: &Cluster,
+    own: &MemberKey,
+) -> Result<Issuer<'static, impl SigningKey>, CaError> {
+    let opened = own.open(&cluster.id, Purpose::Ca, &cluster.ca_key)?;
+    let der = PrivatePkcs8KeyDer::from(opened.as_slice());
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?;
+    let certificate = CertificateDer::from(cluster.ca_certificate.clone());
+    Ok(Issuer::from_ca_cert_der(&certificate, key)?)
+}

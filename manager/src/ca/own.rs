@@ -1,0 +1,90 @@
+//! This manager's own leaf: issued by itself from its store, without a quorum, and renewed while it runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyhole_state::Cluster;
+use keyhole_wire::tls::certificate::key_and_csr;
+use keyhole_wire::tls::{Identity, Role};
+
+use super::{CaError, Holder, issue};
+use crate::authz::{Authorized, OwnWork};
+use crate::clock;
+use crate::seal::MemberKey;
+use crate::shell::{OwnIdentity, Shell};
+use crate::status::rejected;
+
+/// After a failed renewal.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// A fresh key and leaf for this manager.
+pub(crate) fn own_identity(
+    cluster: &Cluster,
+    own: &MemberKey,
+    who: &OwnIdentity,
+) -> Result<Identity, CaError> {
+    let (key, csr) = key_and_csr()?;
+    let holder = Holder { id: who.manager, role: Role::Manager };
+    let leaf = issue(cluster, own, holder, &csr)?;
+    Ok(Identity::new(vec![leaf], key)?)
+}
+
+/// When a leaf issued at `issued` is renewed: at 50 to 80 % of its life, by `random` (0 to 255). Unix milliseconds.
+pub(crate) fn renewal_at(issued_millis: u64, end_millis: u64, random: u8) -> u64 {
+    let life = end_millis.saturating_sub(issued_millis);
+    issued_millis + life / 2 + life * 3 / 10 * u64::from(random) / 255
+}
+
+/// Renews this manager's leaf for as long as it runs; live connections keep theirs.
+pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
+    loop {
+        let end = shell.tls.identity().map_or(0, |own| own.subject().not_after);
+        let (now, mut random) = (clock::now().0 / 1_000_000, [0]);
+        // Without randomness all managers renew at the same moment, which harms nothing.
+        let _ = getrandom::fill(&mut random);
+        let [random] = random;
+        let at = renewal_at(now, end.saturating_mul(1000), random);
+        sleep_until(at).await;
+        while let Err(error) = renew(&shell, &by) {
+            tracing::error!(%error, "cannot renew this manager's certificate; trying again");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+/// Sleeps by the wall clock, which may be set, and which goes on while the machine is suspended.
+async fn sleep_until(millis: u64) {
+    const STEP: u64 = 30_000;
+    loop {
+        let left = millis.saturating_sub(clock::now().0 / 1_000_000);
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(left.min(STEP))).await;
+    }
+}
+
+fn renew(shell: &Shell, by: &Authorized<OwnWork>) -> Result<(), String> {
+    let identity = shell.view(by, |state| {
+        let cluster = state.cluster().ok_or(keyhole_state::Rejected::NotInitialised);
+        let cluster = cluster.map_err(|e| rejected(&e).message().to_owned())?;
+        let own = own_identity(cluster, shell.keyring.own(), &shell.own);
+        own.map_err(|e| e.to_string())
+    })?;
+    let end = identity.subject().not_after;
+    shell.tls.set_identity(identity).map_err(|e| e.to_string())?;
+    tracing::info!(not_after = end, "renewed this manager's certificate");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_are_renewed_between_half_and_four_fifths_of_their_life() {
+        assert_eq!(renewal_at(1000, 11_000, 0), 6000);
+        assert_eq!(renewal_at(1000, 11_000, 255), 9000);
+        assert_eq!(renewal_at(1000, 500, 255), 1000);
+    }
+}

@@ -1,0 +1,110 @@
+//! The two doors of a manager: a TLS port for nodes, and a unix socket for local operators.
+//!
+//! Depends on tonic and wire's TLS. Invariant: who is at the other end comes from the kernel or from TLS, and is in every
+//! request's extensions; what nobody asked for is bounded.
+
+mod socket;
+
+pub use socket::{OperatorSocket, SocketError};
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keyhole_proto::v1::ca_server::CaServer;
+use keyhole_proto::v1::dispatch_server::DispatchServer;
+use keyhole_proto::v1::operator_server::OperatorServer;
+use keyhole_wire::tls::{Limits, incoming};
+use tokio::net::TcpListener;
+use tonic::transport::{Error, Server};
+
+use crate::ca::CaApi;
+use crate::dispatch::DispatchApi;
+use crate::operator::OperatorApi;
+
+/// Sixteen values of the largest size fit one request.
+const MAX_REQUEST: usize = 8 << 20;
+const MAX_STREAMS: u32 = 256;
+const MAX_HEADERS: u32 = 16 << 10;
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Why the port can't be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}{}", hint(source))]
+pub struct PortError {
+    address: String,
+    source: std::io::Error,
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, InvalidInput, PermissionDenied};
+    match error.kind() {
+        AddrInUse => "; another process has this port: stop it, or choose another --listen",
+        AddrNotAvailable => "; this machine has no such address: choose another --listen",
+        PermissionDenied => "; ports below 1024 are for root: choose another --listen",
+        InvalidInput => "; write --listen as HOST:PORT",
+        _ => "",
+    }
+}
+
+/// Takes the port, before anything else is done.
+pub async fn bind_port(address: &str) -> Result<(TcpListener, SocketAddr), PortError> {
+    let failed = |source| PortError { address: address.to_owned(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// What is common to both doors.
+fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+}
+
+/// The services of one manager.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) ca: CaApi,
+    pub(crate) dispatch: DispatchApi,
+    pub(crate) operator: OperatorApi,
+}
+
+impl Services {
+    fn operator(&self) -> OperatorServer<OperatorApi> {
+        OperatorServer::new(self.operator.clone()).max_decoding_message_size(MAX_REQUEST)
+    }
+
+    /// Serves the TLS port until `stop`.
+    pub(crate) async fn serve_port(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        let shell = &self.operator.0;
+        let connections = shell.connections.clone();
+        let accepted = incoming(listener, shell.tls.clone(), Limits::default(), connections);
+        let dispatch = DispatchServer::new(self.dispatch.clone());
+        let ca = CaServer::new(self.ca.clone()).max_decoding_message_size(64 << 10);
+        server()
+            .add_service(ca)
+            .add_service(dispatch.max_decoding_message_size(1 << 20))
+            .add_service(self.operator())
+            .serve_with_incoming_shutdown(accepted, stop)
+            .await
+    }
+
+    /// Serves the operator socket until `stop`.
+    pub(crate) async fn serve_socket(
+        self,
+        socket: &OperatorSocket,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        server()
+            .add_service(self.operator())
+            .serve_with_incoming_shutdown(socket.accepted(), stop)
+            .await
+    }
+}

@@ -1,0 +1,78 @@
+//! The Operator service: what operators ask of the cluster.
+//!
+//! Depends on the shell around the state. Invariant: each RPC is one action of [`act`], and its handler takes the proof;
+//! all rules are the state's, all names are resolved by it.
+
+mod cluster;
+mod delivery;
+mod labels;
+mod nodes;
+mod secrets;
+mod services;
+mod tasks;
+
+use std::sync::Arc;
+
+use keyhole_proto::v1;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::authz::act;
+use crate::shell::Shell;
+
+/// The service; clones share the manager.
+#[derive(Clone)]
+pub struct OperatorApi(pub(crate) Arc<Shell>);
+
+macro_rules! operator_api {
+    ($($method:ident($request:ident) -> $reply:ident: $action:ident, $handler:path;)*) => {
+        #[tonic::async_trait]
+        impl v1::operator_server::Operator for OperatorApi {
+            $(async fn $method(
+                &self,
+                request: Request<v1::$request>,
+            ) -> Result<Response<v1::$reply>, Status> {
+                let by = self.0.authorize::<act::$action, _>(&request)?;
+                $handler(&self.0, &by, request.into_inner()).await.map(Response::new)
+            })*
+
+            type WatchDeliveryStream = ReceiverStream<Result<v1::DeliveryProgress, Status>>;
+
+            async fn watch_delivery(
+                &self,
+                request: Request<v1::WatchDeliveryRequest>,
+            ) -> Result<Response<Self::WatchDeliveryStream>, Status> {
+                let by = self.0.authorize::<act::WatchDelivery, _>(&request)?;
+                let shell = self.0.clone();
+                delivery::watch(shell, by, request.into_inner()).map(Response::new)
+            }
+        }
+    };
+}
+
+operator_api! {
+    get_seal_key(GetSealKeyRequest) -> SealKey: GetSealKey, secrets::seal_key;
+    create_secret(CreateSecretRequest) -> SecretChanged: CreateSecret, secrets::create;
+    rotate_secrets(RotateSecretsRequest) -> SecretsChanged: RotateSecrets, secrets::rotate;
+    rollback_secret(RollbackSecretRequest) -> SecretChanged: RollbackSecret, secrets::rollback;
+    update_secret(UpdateSecretRequest) -> SecretChanged: UpdateSecret, secrets::update;
+    remove_secret(ObjectRequest) -> Removed: RemoveSecret, secrets::remove;
+    list_secrets(ListRequest) -> SecretList: ListSecrets, secrets::list;
+    inspect_secret(ObjectRequest) -> SecretInfo: InspectSecret, secrets::inspect;
+    secret_status(ObjectRequest) -> SecretDelivery: SecretStatus, delivery::secret_status;
+    create_service(CreateServiceRequest) -> ServiceChanged: CreateService, services::create;
+    update_service(UpdateServiceRequest) -> ServiceChanged: UpdateService, services::update;
+    rollback_service(ObjectRequest) -> ServiceChanged: RollbackService, services::rollback;
+    remove_service(ObjectRequest) -> Removed: RemoveService, services::remove;
+    list_services(ListRequest) -> ServiceList: ListServices, services::list;
+    inspect_service(ObjectRequest) -> ServiceInfo: InspectService, services::inspect;
+    service_tasks(ObjectRequest) -> TaskList: ServiceTasks, tasks::of_service;
+    list_nodes(ListRequest) -> NodeList: ListNodes, nodes::list;
+    inspect_node(ObjectRequest) -> NodeInfo: InspectNode, nodes::inspect;
+    update_node(UpdateNodeRequest) -> NodeInfo: UpdateNode, nodes::update;
+    remove_node(RemoveNodeRequest) -> Removed: RemoveNode, nodes::remove;
+    node_tasks(ObjectRequest) -> TaskList: NodeTasks, tasks::of_node;
+    cluster_status(ClusterStatusRequest) -> ClusterInfo: ClusterStatus, cluster::status;
+    update_cluster(UpdateClusterRequest) -> ClusterInfo: UpdateCluster, cluster::update;
+    join_token(JoinTokenRequest) -> JoinTokenReply: JoinToken, cluster::join_token;
+}

@@ -1,0 +1,113 @@
+//! The cluster itself: status, settings, join tokens.
+
+use keyhole_proto::v1;
+use keyhole_state::{Cluster, ClusterChange, Command, State, TokenRole, Unconstrained};
+use tonic::Status;
+
+use crate::authz::{Action, Authorized, act};
+use crate::ca;
+use crate::codec::unconstrained_out;
+use crate::raft::Status as RaftStatus;
+use crate::shell::Shell;
+use crate::status::{internal, invalid};
+
+type Reply<T> = Result<T, Status>;
+
+pub(super) async fn status(
+    shell: &Shell,
+    by: &Authorized<act::ClusterStatus>,
+    _: v1::ClusterStatusRequest,
+) -> Reply<v1::ClusterInfo> {
+    describe(shell, by)
+}
+
+pub(super) async fn update(
+    shell: &Shell,
+    by: &Authorized<act::UpdateCluster>,
+    request: v1::UpdateClusterRequest,
+) -> Reply<v1::ClusterInfo> {
+    if let Some(seconds) = request.certificate_seconds {
+        ca::check_lifetime(seconds).map_err(invalid)?;
+    }
+    let unconstrained = match v1::Unconstrained::try_from(request.unconstrained) {
+        Ok(v1::Unconstrained::Unspecified) => None,
+        Ok(v1::Unconstrained::Allow) => Some(Unconstrained::Allow),
+        Ok(v1::Unconstrained::Deny) => Some(Unconstrained::Deny),
+        Err(_) => return Err(invalid("unconstrained is allow or deny")),
+    };
+    let change = ClusterChange {
+        unconstrained,
+        quota_bytes: request.quota_bytes,
+        certificate_seconds: request.certificate_seconds,
+        address: None,
+    };
+    shell.propose(by, Command::ChangeCluster(change)).await?;
+    describe(shell, by)
+}
+
+pub(super) async fn join_token(
+    shell: &Shell,
+    by: &Authorized<act::JoinToken>,
+    request: v1::JoinTokenRequest,
+) -> Reply<v1::JoinTokenReply> {
+    let role = match v1::TokenRole::try_from(request.role) {
+        Ok(v1::TokenRole::Worker) => TokenRole::Worker,
+        Ok(v1::TokenRole::Manager) => TokenRole::Manager,
+        Ok(v1::TokenRole::Unspecified) | Err(_) => {
+            return Err(invalid("a join token is for a worker or for a manager"));
+        }
+    };
+    if request.rotate {
+        let token = shell.view_cluster(by, |_, cluster| {
+            let key = shell.value_key(cluster)?;
+            let token = ca::new_token(&cluster.ca_certificate, role, key);
+            token.map_err(|e| internal("cannot make a join token", e))
+        })?;
+        shell.propose(by, Command::RotateToken { role, token }).await?;
+    }
+    let token = shell.view_cluster(by, |_, cluster| {
+        ca::current_token(cluster, role, &shell.keyring)
+            .map_err(|e| internal("cannot derive the join token", e))
+    })?;
+    Ok(v1::JoinTokenReply { token: token.reveal().to_string(), address: shell.own.address.clone() })
+}
+
+fn describe<A: Action>(shell: &Shell, by: &Authorized<A>) -> Reply<v1::ClusterInfo> {
+    let raft = shell.replica_status(by);
+    shell.view_cluster(by, |state, cluster| Ok(info(shell, state, cluster, &raft)))
+}
+
+fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v1::ClusterInfo {
+    let members = state.members().values().map(|member| v1::MemberInfo {
+        id: member.id,
+        node: member.node.to_string(),
+        address: member.address.clone(),
+        leader: raft.leader == Some(member.id),
+    });
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let own = shell.tls.identity();
+    v1::ClusterInfo {
+        id: cluster.id.to_string(),
+        incarnation: cluster.incarnation,
+        created_at: cluster.created_at.0,
+        members: members.collect(),
+        term: raft.term,
+        last_log: raft.last_log,
+        applied: state.index(),
+        snapshot: raft.snapshot.unwrap_or(0),
+        unconstrained: unconstrained_out(cluster.unconstrained).into(),
+        quota_bytes: cluster.quota_bytes,
+        value_bytes: state.value_bytes(),
+        certificate_seconds: cluster.certificate_seconds,
+        ca_expires_at: ca::expires_at(&cluster.ca_certificate).saturating_mul(1_000_000_000),
+        certificate_expires_at: own
+            .map_or(0, |own| own.subject().not_after)
+            .saturating_mul(1_000_000_000),
+        secrets: count(state.secrets().len()),
+        services: count(state.services().len()),
+        nodes: count(state.nodes().len()),
+        connected: count(shell.sessions.connected()),
+        epoch: cluster.epoch,
+        refused: shell.audit.refusals(),
+    }
+}

@@ -1,0 +1,151 @@
+//! Which tasks show which version, and how far a change has come. Invariant: a node that is not connected is named and
+//! never waited for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use keyhole_domain::{NodeId, Revision, SecretId};
+use keyhole_proto::v1;
+use keyhole_state::{Secret, Service, Standing, State, Task};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::authz::{Authorized, act};
+use crate::shell::{Shell, revision_in};
+use crate::status::rejected;
+
+type Reply<T> = Result<T, Status>;
+type Progress = ReceiverStream<Result<v1::DeliveryProgress, Status>>;
+
+pub(super) async fn secret_status(
+    shell: &Shell,
+    by: &Authorized<act::SecretStatus>,
+    request: v1::ObjectRequest,
+) -> Reply<v1::SecretDelivery> {
+    shell.view(by, |state| {
+        let secret = state.find_secret(&request.object).map_err(|e| rejected(&e))?;
+        let live = state.tasks().values().filter(|task| task.end.is_none());
+        let tasks = live.flat_map(|task| deliveries(shell, state, secret, task));
+        Ok(v1::SecretDelivery {
+            id: secret.id.to_string(),
+            name: secret.name.to_string(),
+            current: secret.current.get(),
+            tasks: tasks.collect(),
+        })
+    })
+}
+
+/// One for each version that the task is entitled to: a pinned grant may stand beside one that is not.
+fn deliveries(shell: &Shell, state: &State, secret: &Secret, task: &Task) -> Vec<v1::TaskDelivery> {
+    let session = shell.sessions.view(task.node);
+    let hostname = state.nodes().get(&task.node).map(|node| node.hostname.clone());
+    let Some(service) = state.services().get(&task.service) else {
+        return Vec::new();
+    };
+    let grants = service.spec.grants.iter().filter(|grant| grant.secret == secret.id);
+    let shown = |grant| {
+        let grants = session.task(task.id).map(|own| own.grants.as_slice());
+        let own = grants.unwrap_or_default().iter().find(|own| own.id == grant);
+        own.map_or(0, |own| own.value.version.get())
+    };
+    let admitted = state.standing(task) == Standing::Admitted;
+    let pairs: BTreeSet<(u64, u64)> = grants
+        .map(|grant| {
+            let entitled = grant.pinned.unwrap_or(secret.current).get();
+            (shown(grant.id), if admitted { entitled } else { 0 })
+        })
+        .collect();
+    let delivery = |(version, entitled)| v1::TaskDelivery {
+        task: task.id.to_string(),
+        service: service.name.to_string(),
+        node: task.node.to_string(),
+        hostname: hostname.clone().unwrap_or_default(),
+        version,
+        entitled,
+        connected: session.connected,
+    };
+    pairs.into_iter().map(delivery).collect()
+}
+
+/// Sends the progress whenever it changes, until every connected node has the revision.
+pub(super) fn watch(
+    shell: Arc<Shell>,
+    by: Authorized<act::WatchDelivery>,
+    request: v1::WatchDeliveryRequest,
+) -> Reply<Progress> {
+    let secrets = shell.view(&by, |state| {
+        let find = |text: &String| state.find_secret(text).map(|secret| secret.id);
+        let found: Result<BTreeSet<SecretId>, _> = request.secrets.iter().map(find).collect();
+        found.map_err(|e| rejected(&e))
+    })?;
+    let revision = revision_in(request.revision);
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = sender.closed() => {}
+            () = follow(&shell, &by, (revision, &secrets), &sender) => {}
+        }
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+async fn follow(
+    shell: &Shell,
+    by: &Authorized<act::WatchDelivery>,
+    (revision, secrets): (Revision, &BTreeSet<SecretId>),
+    sender: &mpsc::Sender<Result<v1::DeliveryProgress, Status>>,
+) {
+    let mut moves = shell.sessions.subscribe();
+    let mut last = None;
+    loop {
+        moves.borrow_and_update();
+        let progress = progress(shell, by, revision, secrets);
+        let waiting = !progress.waiting.is_empty();
+        if last.as_ref() != Some(&progress) {
+            if sender.send(Ok(progress.clone())).await.is_err() {
+                return;
+            }
+            last = Some(progress);
+        }
+        if !waiting || moves.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn progress(
+    shell: &Shell,
+    by: &Authorized<act::WatchDelivery>,
+    revision: Revision,
+    secrets: &BTreeSet<SecretId>,
+) -> v1::DeliveryProgress {
+    let nodes = shell.view(by, |state| concerned(state, secrets));
+    let mut progress = v1::DeliveryProgress::default();
+    for (node, hostname) in nodes {
+        progress.nodes += 1;
+        match shell.sessions.has(node, revision) {
+            Some(true) => progress.delivered += 1,
+            Some(false) => progress.waiting.push(hostname),
+            None => progress.unreachable.push(hostname),
+        }
+    }
+    progress
+}
+
+/// The nodes with a task that is entitled to one of the secrets (to any, if none is named).
+fn concerned(state: &State, secrets: &BTreeSet<SecretId>) -> BTreeSet<(NodeId, String)> {
+    let uses = |service: &Service| {
+        let mut grants = service.spec.grants.iter();
+        secrets.is_empty() || grants.any(|grant| secrets.contains(&grant.secret))
+    };
+    let concerned = |task: &&Task| {
+        let service = state.services().get(&task.service);
+        service.is_some_and(uses) && state.standing(task) == Standing::Admitted
+    };
+    let tasks = state.tasks().values().filter(concerned);
+    tasks
+        .filter_map(|task| state.nodes().get(&task.node))
+        .map(|node| (node.id, node.hostname.clone()))
+        .collect()
+}

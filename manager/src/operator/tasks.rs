@@ -1,0 +1,90 @@
+//! Tasks of a service or of a node, and what state each is in. Invariant: a task that its node may not hold is always
+//! shown, with the reason.
+
+use keyhole_domain::AssignedGrant;
+use keyhole_proto::v1;
+use keyhole_state::{Standing, State, Task};
+use tonic::Status;
+
+use crate::authz::{Authorized, act};
+use crate::sessions::SessionView;
+use crate::shell::Shell;
+use crate::status::rejected;
+
+type Reply<T> = Result<T, Status>;
+
+pub(super) async fn of_service(
+    shell: &Shell,
+    by: &Authorized<act::ServiceTasks>,
+    request: v1::ObjectRequest,
+) -> Reply<v1::TaskList> {
+    shell.view(by, |state| {
+        let service = state.find_service(&request.object);
+        let id = service.map_err(|e| rejected(&e))?.id;
+        Ok(tasks(shell, state, |task| task.service == id))
+    })
+}
+
+pub(super) async fn of_node(
+    shell: &Shell,
+    by: &Authorized<act::NodeTasks>,
+    request: v1::ObjectRequest,
+) -> Reply<v1::TaskList> {
+    shell.view(by, |state| {
+        let id = state.find_node(&request.object).map_err(|e| rejected(&e))?.id;
+        Ok(tasks(shell, state, |task| task.node == id))
+    })
+}
+
+fn tasks(shell: &Shell, state: &State, wanted: impl Fn(&Task) -> bool) -> v1::TaskList {
+    let tasks = state.tasks().values().filter(|task| wanted(task));
+    v1::TaskList { tasks: tasks.map(|task| info(shell, state, task)).collect() }
+}
+
+fn info(shell: &Shell, state: &State, task: &Task) -> v1::TaskInfo {
+    let service = state.services().get(&task.service);
+    let node = state.nodes().get(&task.node);
+    let (word, reason) = standing(state, task, &shell.sessions.view(task.node));
+    v1::TaskInfo {
+        id: task.id.to_string(),
+        service_id: task.service.to_string(),
+        service_name: service.map(|s| s.name.to_string()).unwrap_or_default(),
+        node_id: task.node.to_string(),
+        node_hostname: node.map(|n| n.hostname.clone()).unwrap_or_default(),
+        cgroup: task.cgroup.clone(),
+        claimed_at: task.claimed_at.0,
+        state: word.to_owned(),
+        reason,
+        ended_at: task.end.as_ref().map_or(0, |end| end.at.0),
+    }
+}
+
+/// Docker's words, with what the node said.
+fn standing(state: &State, task: &Task, session: &SessionView) -> (&'static str, String) {
+    match state.standing(task) {
+        Standing::Rejected(reason) => ("Rejected", reason),
+        Standing::Ended => {
+            let reason = task.end.as_ref().map(|end| end.reason.clone());
+            ("Complete", reason.unwrap_or_default())
+        }
+        Standing::Admitted => admitted(state, task, session),
+    }
+}
+
+fn admitted(state: &State, task: &Task, session: &SessionView) -> (&'static str, String) {
+    let assignment = state.assignment(task.node);
+    let entitled = assignment.tasks.iter().find(|own| own.id == task.id);
+    if let Some(reason) = entitled.and_then(|own| own.rejected.clone()) {
+        return ("Rejected", reason);
+    }
+    if !session.connected {
+        return ("Unreachable", "its node is not connected".to_owned());
+    }
+    let ids = |grants: &[AssignedGrant]| -> Vec<u64> { grants.iter().map(|g| g.id.0).collect() };
+    let wanted = entitled.map(|own| ids(&own.grants));
+    let shown = session.task(task.id).map(|own| ids(&own.grants));
+    match wanted == shown {
+        true => ("Running", String::new()),
+        false => ("Pending", "its node has not said that it has it".to_owned()),
+    }
+}

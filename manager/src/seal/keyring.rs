@@ -1,0 +1,211 @@
+//! The keys that Raft carries sealed: the keyring (value keys by epoch) and the CA's key.
+//!
+//! Invariant: outside of the members' locked memory they exist only as HPKE seals, one for each member.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use keyhole_domain::ClusterId;
+use keyhole_secmem::{Key32, LockError, SecretBytes};
+use keyhole_state::{Cluster, KeySeal, Member, SealedKey};
+use keyhole_wire::seal::{Aad, EdgeKeyPair, EdgePublicKey, Info, Protocol, SealError, seal_one};
+
+/// What a sealed key is for; part of its associated data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A value key of the keyring, by epoch.
+    Keyring(u32),
+    /// The root CA's private key.
+    Ca,
+}
+
+impl Purpose {
+    fn bind(self, cluster: &ClusterId, member: u64) -> Aad {
+        let (word, epoch) = match self {
+            Self::Keyring(epoch) => ("keyring", epoch),
+            Self::Ca => ("ca", 0),
+        };
+        Aad::new().text(cluster.as_str()).text(word).number(u64::from(epoch)).number(member)
+    }
+}
+
+/// Why a key of the cluster cannot be used by this member.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// The state has no seal for this member.
+    #[error("member {member} has no seal of the {key}; it must join the cluster again")]
+    NoSeal {
+        /// This member.
+        member: u64,
+        /// Which key.
+        key: &'static str,
+    },
+    /// The state has no key of that epoch.
+    #[error("the keyring has no key of epoch {epoch}")]
+    NoEpoch {
+        /// The epoch asked for.
+        epoch: u32,
+    },
+    /// The seal does not open, or holds something else than a key.
+    #[error("the {key} does not open with this member's key: {error}")]
+    Seal {
+        /// Which key.
+        key: &'static str,
+        /// Why.
+        error: SealError,
+    },
+    /// A key of the wrong length.
+    #[error("the {key} has the wrong length")]
+    Length {
+        /// Which key.
+        key: &'static str,
+    },
+    /// No locked memory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+fn word(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Keyring(_) => "keyring's key",
+        Purpose::Ca => "CA's key",
+    }
+}
+
+/// The two ends, as HPKE's info names them: the cluster seals for a member.
+fn info(cluster: &ClusterId, member: u64) -> Info {
+    Info::new(Protocol::MemberKey, cluster, "cluster", &member.to_string())
+}
+
+/// Seals a key for each of these members.
+pub fn seal_key_for_members<'a>(
+    cluster: &ClusterId,
+    purpose: Purpose,
+    key: &SecretBytes,
+    members: impl IntoIterator<Item = &'a Member>,
+) -> Result<SealedKey, SealError> {
+    let mut seals = BTreeMap::new();
+    for member in members {
+        let to = EdgePublicKey::from_bytes(member.seal_key);
+        let aad = purpose.bind(cluster, member.id);
+        let sealed = seal_one(&to, &info(cluster, member.id), &aad, key)?;
+        seals.insert(member.id, KeySeal { enc: sealed.enc, ciphertext: sealed.ciphertext });
+    }
+    Ok(SealedKey { seals })
+}
+
+/// This member's own HPKE key, which opens what is sealed for it.
+#[derive(Debug)]
+pub struct MemberKey {
+    member: u64,
+    pair: EdgeKeyPair,
+}
+
+impl MemberKey {
+    /// The key pair of a member.
+    #[must_use]
+    pub fn new(member: u64, pair: EdgeKeyPair) -> Self {
+        Self { member, pair }
+    }
+
+    /// The member's Raft id.
+    #[must_use]
+    pub fn member(&self) -> u64 {
+        self.member
+    }
+
+    /// Opens this member's seal of a key.
+    pub fn open(
+        &self,
+        cluster: &ClusterId,
+        purpose: Purpose,
+        sealed: &SealedKey,
+    ) -> Result<SecretBytes, KeyringError> {
+        let key = word(purpose);
+        let member = self.member;
+        let none = KeyringError::NoSeal { member, key };
+        let seal = sealed.seals.get(&member).ok_or(none)?;
+        let aad = purpose.bind(cluster, member);
+        self.pair
+            .open_one(&seal.enc, &info(cluster, member), &aad, &seal.ciphertext)
+            .map_err(|error| KeyringError::Seal { key, error })
+    }
+}
+
+/// The value keys, opened when first needed and then kept in locked memory.
+#[derive(Debug)]
+pub struct Keyring {
+    own: MemberKey,
+    keys: Mutex<BTreeMap<u32, Arc<Key32>>>,
+}
+
+impl Keyring {
+    /// A keyring that opens with this member's key.
+    #[must_use]
+    pub fn new(own: MemberKey) -> Self {
+        Self { own, keys: Mutex::default() }
+    }
+
+    /// This member's own key.
+    #[must_use]
+    pub fn own(&self) -> &MemberKey {
+        &self.own
+    }
+
+    /// The value key of an epoch.
+    pub fn key(&self, cluster: &Cluster, epoch: u32) -> Result<Arc<Key32>, KeyringError> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = keys.get(&epoch) {
+            return Ok(key.clone());
+        }
+        let sealed = cluster.keyring.get(&epoch);
+        let sealed = sealed.ok_or(KeyringError::NoEpoch { epoch })?;
+        let purpose = Purpose::Keyring(epoch);
+        let opened = self.own.open(&cluster.id, purpose, sealed)?;
+        let wrong = KeyringError::Length { key: word(purpose) };
+        let bytes: &[u8; 32] = opened.as_slice().try_into().map_err(|_| wrong)?;
+        let key = Arc::new(Key32::filled_by(|out| *out = *bytes)?);
+        keys.insert(epoch, key.clone());
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyhole_domain::NodeId;
+
+    fn member(id: u64, pair: &EdgeKeyPair) -> Member {
+        Member {
+            id,
+            node: NodeId::from_entropy([id as u8; 16]),
+            address: "127.0.0.1:1".into(),
+            seal_key: *pair.public().as_bytes(),
+        }
+    }
+
+    #[test]
+    fn a_key_opens_for_its_members_and_its_purpose_only() {
+        let cluster = ClusterId::from_entropy([1; 16]);
+        let (first, second) = (EdgeKeyPair::generate().unwrap(), EdgeKeyPair::generate().unwrap());
+        let members = [member(1, &first), member(2, &second)];
+        let key = SecretBytes::copy_from(&mut [7; 32]).unwrap();
+        let sealed = seal_key_for_members(&cluster, Purpose::Keyring(1), &key, &members).unwrap();
+        let (first, second) = (MemberKey::new(1, first), MemberKey::new(2, second));
+        for own in [&first, &second] {
+            assert!(own.open(&cluster, Purpose::Keyring(1), &sealed).unwrap() == key);
+            assert!(own.open(&cluster, Purpose::Keyring(2), &sealed).is_err());
+            assert!(own.open(&cluster, Purpose::Ca, &sealed).is_err());
+            let other = ClusterId::from_entropy([2; 16]);
+            assert!(own.open(&other, Purpose::Keyring(1), &sealed).is_err());
+        }
+        let stranger = MemberKey::new(3, EdgeKeyPair::generate().unwrap());
+        let error = stranger.open(&cluster, Purpose::Keyring(1), &sealed).unwrap_err();
+        assert!(matches!(error, KeyringError::NoSeal { member: 3, .. }), "{error}");
+        // A seal moved to another member's place does not open there either.
+        let mut moved = sealed.clone();
+        let stolen = moved.seals[&1].clone();
+        moved.seals.insert(2, stolen);
+        assert!(second.open(&cluster, Purpose::Keyring(1), &moved).is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! What the services of one manager share. Invariant: reads and commands of the API go through here and ask for an
+//! [`Authorized`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyhole_domain::{ClusterId, NodeId, Revision};
+use keyhole_proto::v1;
+use keyhole_secmem::Key32;
+use keyhole_state::{Cluster, Command, Envelope, Outcome, Rejected, State};
+use keyhole_wire::seal::EdgeKeyPair;
+use keyhole_wire::tls::{Connections, LiveTls};
+use tonic::{Request, Status};
+
+use crate::audit::AuditLog;
+use crate::authz::{Action, Authorized, Gate};
+use crate::raft::{Change, ProposeError, RaftHandle, Status as RaftStatus};
+use crate::seal::Keyring;
+use crate::sessions::Sessions;
+use crate::{clock, status};
+
+/// How often a command is made anew when somebody else was faster.
+pub(crate) const ATTEMPTS: usize = 8;
+
+/// Who this manager is.
+#[derive(Debug, Clone)]
+pub struct OwnIdentity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its certificate's id.
+    pub manager: NodeId,
+    /// Its Raft id.
+    pub member: u64,
+    /// Where others reach it, `host:port`.
+    pub address: String,
+}
+
+/// The shared parts.
+pub struct Shell {
+    pub(crate) own: OwnIdentity,
+    pub(crate) keyring: Keyring,
+    /// This process's key, which operators seal values to; never stored.
+    pub(crate) input_key: EdgeKeyPair,
+    pub(crate) sessions: Sessions,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) tls: LiveTls,
+    pub(crate) connections: Connections,
+    /// One change of labels at a time: each is made from the labels before.
+    pub(crate) labels: tokio::sync::Mutex<()>,
+    gate: Gate,
+    replica: RaftHandle,
+}
+
+/// Why a command was not done.
+#[derive(Debug)]
+pub enum Refused {
+    /// The state refused it.
+    Rejected(Rejected),
+    /// It is not known to be in the log.
+    Unavailable(ProposeError),
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Rejected(reason) => status::rejected(&reason),
+            Refused::Unavailable(error @ ProposeError::Unknown) => Self::unknown(error.to_string()),
+            Refused::Unavailable(
+                error @ (ProposeError::NotLeader { .. } | ProposeError::Stopped { .. }),
+            ) => Self::unavailable(error.to_string()),
+        }
+    }
+}
+
+/// A command that was applied.
+#[derive(Debug)]
+pub struct Done {
+    /// The revision that it made.
+    pub revision: Revision,
+    /// What it did.
+    pub outcome: Outcome,
+}
+
+impl Shell {
+    pub(crate) fn new(
+        own: OwnIdentity,
+        replica: RaftHandle,
+        audit: Arc<AuditLog>,
+        (keyring, input_key): (Keyring, EdgeKeyPair),
+        tls: LiveTls,
+    ) -> Self {
+        Self {
+            own,
+            keyring,
+            input_key,
+            sessions: Sessions::default(),
+            gate: Gate::new(replica.clone(), audit.clone()),
+            audit,
+            tls,
+            connections: Connections::new(),
+            labels: tokio::sync::Mutex::default(),
+            replica,
+        }
+    }
+
+    /// Lets a request through, or refuses and records it.
+    pub(crate) fn authorize<A: Action, T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<Authorized<A>, Status> {
+        self.gate.authorize(request)
+    }
+
+    /// Proposes a command in the caller's name and waits until it is applied here.
+    pub(crate) async fn propose<A: Action>(
+        &self,
+        by: &Authorized<A>,
+        command: Command,
+    ) -> Result<Done, Refused> {
+        let envelope = Envelope { at: clock::now(), actor: by.actor().clone(), command };
+        let committed = self.replica.propose(envelope).await;
+        let committed = committed.map_err(Refused::Unavailable)?;
+        let applied = committed.result.map_err(Refused::Rejected)?;
+        let incarnation = self.replica.read(|state| state.revision().incarnation);
+        Ok(Done {
+            revision: Revision { incarnation, index: committed.index },
+            outcome: applied.outcome,
+        })
+    }
+
+    /// Looks at the state for the caller.
+    pub(crate) fn view<A: Action, R>(
+        &self,
+        _by: &Authorized<A>,
+        look: impl FnOnce(&State) -> R,
+    ) -> R {
+        self.replica.read(look)
+    }
+
+    /// As [`Self::view`], once the cluster is made.
+    pub(crate) fn view_cluster<A: Action, R>(
+        &self,
+        by: &Authorized<A>,
+        look: impl FnOnce(&State, &Cluster) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        self.view(by, |state| match state.cluster() {
+            Some(cluster) => look(state, cluster),
+            None => Err(status::rejected(&Rejected::NotInitialised)),
+        })
+    }
+
+    /// Waits until this manager has applied `index`.
+    pub(crate) async fn wait_applied<A: Action>(
+        &self,
+        _by: &Authorized<A>,
+        index: u64,
+        within: Duration,
+    ) -> bool {
+        self.replica.wait_applied(index, within).await
+    }
+
+    /// The value key that new values are sealed under.
+    pub(crate) fn value_key(&self, cluster: &Cluster) -> Result<(u32, Arc<Key32>), Status> {
+        let key = self.keyring.key(cluster, cluster.epoch);
+        let key = key.map_err(|e| status::internal("cannot use the keyring", e))?;
+        Ok((cluster.epoch, key))
+    }
+
+    /// Whether a node that was let through is still one of the cluster.
+    pub(crate) fn still_member(&self, node: NodeId) -> bool {
+        self.gate.still_member(node)
+    }
+
+    /// Raft's own figures.
+    pub(crate) fn replica_status<A: Action>(&self, _by: &Authorized<A>) -> RaftStatus {
+        self.replica.status()
+    }
+
+    /// Passes applied changes on to the sessions, until this manager stops.
+    pub(crate) async fn follow_changes(self: Arc<Self>) {
+        use tokio::sync::broadcast::error::RecvError;
+        let mut changes = self.replica.subscribe();
+        loop {
+            match changes.recv().await {
+                Ok(change) => self.changed(&change),
+                // What was missed may concern everybody.
+                Err(RecvError::Lagged(_)) => {
+                    let revision = self.replica.read(State::revision);
+                    self.sessions.applied(revision, |_| true);
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn changed(&self, change: &Change) {
+        let incarnation = self.replica.read(|state| state.revision().incarnation);
+        let revision = Revision { incarnation, index: change.index };
+        self.sessions.applied(revision, |node| change.nodes.contains(node));
+        for node in change.nodes.iter().filter(|node| !self.still_member(**node)) {
+            self.sessions.forget(*node);
+            self.close_soon(*node);
+        }
+    }
+
+    /// Ends the connections of a removed node, a moment later: its stream is told why first.
+    fn close_soon(&self, node: NodeId) {
+        const MOMENT: Duration = Duration::from_millis(200);
+        let connections = self.connections.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(MOMENT).await;
+            connections.close_peer(node.as_str());
+        });
+    }
+}
+
+/// A fresh id's 16 random bytes.
+pub(crate) fn entropy() -> Result<[u8; 16], Status> {
+    let mut bytes = [0; 16];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(status::internal("the kernel gave no random bytes", error)),
+    }
+}
+
+/// A revision on the wire.
+pub(crate) fn revision_out(revision: Revision) -> v1::RevisionRef {
+    v1::RevisionRef { incarnation: revision.incarnation, index: revision.index }
+}
+
+/// A revision from the wire; none is "nothing seen yet".
+pub(crate) fn revision_in(revision: Option<v1::RevisionRef>) -> Revision {
+    revision.map_or_else(Revision::default, |revision| Revision {
+        incarnation: revision.incarnation,
+        index: revision.index,
+    })
+}

@@ -1,0 +1,270 @@
+//! Who gets in: join tokens, certificates, roles; and that everything else is refused and recorded.
+
+use std::time::Duration;
+
+use keyhole_proto::v1;
+use keyhole_proto::v1::ca_client::CaClient;
+use keyhole_proto::v1::dispatch_client::DispatchClient;
+use keyhole_proto::v1::operator_client::OperatorClient;
+use keyhole_wire::tls::certificate::key_and_csr;
+use keyhole_wire::tls::{Identity, LiveTls, connect};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::support::*;
+
+/// The answers of every RPC of the Operator service, by name.
+async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), Status>)> {
+    let mut client = OperatorClient::new(channel);
+    let mut answers = Vec::new();
+    macro_rules! ask {
+        ($($method:ident $request:ident),* $(,)?) => {$(
+            let answer = client.$method(v1::$request::default()).await.map(drop);
+            answers.push((stringify!($method), answer));
+        )*};
+    }
+    ask!(
+        get_seal_key GetSealKeyRequest,
+        create_secret CreateSecretRequest,
+        rotate_secrets RotateSecretsRequest,
+        rollback_secret RollbackSecretRequest,
+        update_secret UpdateSecretRequest,
+        remove_secret ObjectRequest,
+        list_secrets ListRequest,
+        inspect_secret ObjectRequest,
+        secret_status ObjectRequest,
+        watch_delivery WatchDeliveryRequest,
+        create_service CreateServiceRequest,
+        update_service UpdateServiceRequest,
+        rollback_service ObjectRequest,
+        remove_service ObjectRequest,
+        list_services ListRequest,
+        inspect_service ObjectRequest,
+        service_tasks ObjectRequest,
+        list_nodes ListRequest,
+        inspect_node ObjectRequest,
+        update_node UpdateNodeRequest,
+        remove_node RemoveNodeRequest,
+        node_tasks ObjectRequest,
+        cluster_status ClusterStatusRequest,
+        update_cluster UpdateClusterRequest,
+        join_token JoinTokenRequest,
+    );
+    answers
+}
+
+async fn every_dispatch_rpc(channel: Channel) -> Vec<(&'static str, Result<(), Status>)> {
+    let mut client = DispatchClient::new(channel);
+    let stream_key = vec![9; 32].into();
+    let open = v1::AssignmentsRequest { stream_key, ..Default::default() };
+    vec![
+        ("assignments", client.assignments(open).await.map(drop)),
+        ("claim_task", client.claim_task(v1::ClaimTaskRequest::default()).await.map(drop)),
+        ("end_task", client.end_task(v1::EndTaskRequest::default()).await.map(drop)),
+        ("report", client.report(v1::ReportRequest::default()).await.map(drop)),
+    ]
+}
+
+fn all_refused(answers: Vec<(&'static str, Result<(), Status>)>, code: Code) {
+    for (method, answer) in answers {
+        let status = answer.expect_err(method);
+        assert_eq!(status.code(), code, "{method}: {status:?}");
+    }
+}
+
+async fn channel(manager: &TestManager, live: &LiveTls) -> Channel {
+    connect(&manager.address(), live).await.unwrap().0
+}
+
+/// The RPCs of the `.proto` file, so that a new one can't be left out of the table.
+fn rpcs(service: &str) -> usize {
+    let file = format!("{}/../proto/keyhole/v1/{service}.proto", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(file).unwrap();
+    text.lines().filter(|line| line.trim_start().starts_with("rpc ")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_may_call_no_operator_rpc_and_is_recorded() {
+    let manager = TestManager::init().await;
+    let node = manager.join("alpha").await;
+    let answers = every_operator_rpc(channel(&manager, &node.live).await).await;
+    assert_eq!(answers.len(), rpcs("operator"));
+    all_refused(answers, Code::PermissionDenied);
+    let refusals: Vec<_> = manager
+        .audit_lines()
+        .into_iter()
+        .filter(|line| line["refused"]["actor"]["id"] == node.id.as_str())
+        .collect();
+    assert_eq!(refusals.len(), rpcs("operator"));
+    assert!(refusals.iter().any(|line| line["refused"]["action"] == "cluster.join-token"));
+    let mut operator = manager.operator().await;
+    let status = operator.cluster_status(v1::ClusterStatusRequest {}).await.unwrap();
+    assert_eq!(status.into_inner().refused, refusals.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_only_the_root_and_joining_are_open() {
+    let manager = TestManager::init().await;
+    let stranger = manager.stranger().await;
+    let operator = every_operator_rpc(channel(&manager, &stranger).await).await;
+    all_refused(operator, Code::Unauthenticated);
+    let dispatch = every_dispatch_rpc(channel(&manager, &stranger).await).await;
+    assert_eq!(dispatch.len(), rpcs("dispatch"));
+    all_refused(dispatch, Code::Unauthenticated);
+    let mut ca = CaClient::new(channel(&manager, &stranger).await);
+    refused(ca.renew(v1::RenewRequest::default()).await, Code::Unauthenticated, "certificate");
+    ca.get_root_ca(v1::GetRootCaRequest {}).await.unwrap();
+    let node = manager.join("alpha").await;
+    all_admitted(every_dispatch_rpc(channel(&manager, &node.live).await).await);
+}
+
+/// Wrong requests, but from one who may ask.
+fn all_admitted(answers: Vec<(&'static str, Result<(), Status>)>) {
+    for (method, answer) in answers {
+        if let Err(status) = answer {
+            let denied = [Code::Unauthenticated, Code::PermissionDenied];
+            assert!(!denied.contains(&status.code()), "{method}: {status:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_socket_serves_operators_and_nobody_joins_by_it() {
+    let manager = TestManager::init().await;
+    let local = unix(&manager.path("run/manager.sock")).await.unwrap();
+    all_admitted(every_operator_rpc(local.clone()).await);
+    let mut ca = CaClient::new(local);
+    let status = ca.get_root_ca(v1::GetRootCaRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_current_token_joins() {
+    let manager = TestManager::init().await;
+    let old = manager.token(false).await;
+    assert_eq!(old, manager.token(false).await, "it can be asked for again");
+    manager.join_with("alpha", &old).await.unwrap();
+    let new = manager.token(true).await;
+    assert_ne!(old, new);
+    let join = |token: String| {
+        let manager = &manager;
+        async move { manager.join_with("beta", &token).await.map(|node| node.id) }
+    };
+    refused(join(old.clone()).await, Code::PermissionDenied, "not valid");
+    refused(join("KH-1-short".into()).await, Code::PermissionDenied, "parts");
+    let foreign = TestManager::init().await.token(false).await;
+    refused(join(foreign).await, Code::PermissionDenied, "another cluster");
+    let role = v1::TokenRole::Manager.into();
+    let request = v1::JoinTokenRequest { role, rotate: false };
+    let reply = manager.operator().await.join_token(request).await.unwrap().into_inner();
+    assert_eq!(reply.address, manager.address());
+    refused(join(reply.token).await, Code::Unimplemented, "worker token");
+    join(new.clone()).await.unwrap();
+    refused(
+        manager.join_with("bad name", &new).await.map(|node| node.id),
+        Code::InvalidArgument,
+        "host name",
+    );
+    let nodes = manager.operator().await.list_nodes(v1::ListRequest {}).await.unwrap();
+    let names: Vec<_> = nodes.into_inner().nodes.into_iter().map(|node| node.hostname).collect();
+    assert_eq!(names.len(), 2);
+    let audit = format!("{:?}", manager.audit_lines());
+    let secret = old.rsplit('-').next().unwrap();
+    assert!(!audit.contains(secret), "no token in the audit");
+    assert!(audit.contains("not valid"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_decides_neither_role_nor_id() {
+    let manager = TestManager::init().await;
+    let live = manager.stranger().await;
+    let mut ca = CaClient::new(channel(&manager, &live).await);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["manager".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, "keyhole-manager");
+    let csr = params.serialize_request(&key).unwrap().der().to_vec();
+    let token = manager.token(false).await;
+    let request = v1::JoinRequest { token, csr: csr.into(), hostname: "eve".into() };
+    let answer = ca.join(request).await.unwrap().into_inner();
+    let leaf = keyhole_wire::tls::PeerIdentity::from_der(&answer.chain[0], 0).unwrap();
+    assert_eq!((leaf.role, leaf.id), (keyhole_wire::tls::Role::Node, answer.id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_is_shut_out_at_once() {
+    let manager = TestManager::init().await;
+    let mut operator = manager.operator().await;
+    let node = manager.join("alpha").await;
+    let idle = channel(&manager, &node.live).await;
+    let mut stream = node.open(&manager, &[]).await;
+    stream.next().await.unwrap();
+    let remove = |force| v1::RemoveNodeRequest { node: "alpha".into(), force };
+    refused(operator.remove_node(remove(false)).await, Code::FailedPrecondition, "connected");
+    operator.remove_node(remove(true)).await.unwrap();
+    refused(stream.next().await, Code::PermissionDenied, "removed");
+    let report = v1::ReportRequest::default();
+    soon("closing", async {
+        loop {
+            let mut client = DispatchClient::new(idle.clone());
+            let status = client.report(report).await.unwrap_err();
+            if status.code() != Code::PermissionDenied {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let mut again = node.dispatch(&manager).await;
+    refused(again.report(report).await, Code::PermissionDenied, "no member");
+    let (_, csr) = key_and_csr().unwrap();
+    let mut ca = CaClient::new(channel(&manager, &node.live).await);
+    let renewed = ca.renew(v1::RenewRequest { csr: csr.into() }).await;
+    refused(renewed, Code::PermissionDenied, "no member");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_nodes_task_is_not_ended() {
+    let manager = TestManager::init().await;
+    let mut operator = manager.operator().await;
+    create(&mut operator, "db", b"one").await.unwrap();
+    service(&mut operator, "web", &["db"], &[]).await;
+    let (alpha, beta) = (manager.join("alpha").await, manager.join("beta").await);
+    assert_eq!(alpha.claim(&manager, 1, "web").await.unwrap().rejected, "");
+    let end = v1::EndTaskRequest { id: task(1), reason: "gone".into() };
+    let stolen = beta.dispatch(&manager).await.end_task(end.clone()).await;
+    refused(stolen, Code::FailedPrecondition, "another node");
+    refused(beta.claim(&manager, 1, "web").await, Code::Aborted, "taken");
+    beta.open(&manager, &[]).await.next().await.unwrap();
+    let tasks = operator.service_tasks(object("web")).await.unwrap().into_inner().tasks;
+    assert_eq!((tasks.len(), tasks[0].ended_at), (1, 0));
+    alpha.dispatch(&manager).await.end_task(end).await.unwrap();
+    let tasks = operator.service_tasks(object("web")).await.unwrap().into_inner().tasks;
+    assert_eq!((tasks[0].state.as_str(), tasks[0].reason.as_str()), ("Complete", "gone"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_certificate_may_only_renew_and_the_managers_own_never_expires() {
+    let manager = TestManager::init_with(Duration::from_secs(10)).await;
+    let node = manager.join("alpha").await;
+    let old = manager.stranger().await;
+    let before = channel(&manager, &node.live).await;
+    let mut stream = node.open(&manager, &[]).await;
+    stream.next().await.unwrap();
+    let end = node.live.identity().unwrap().subject().not_after;
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    while now().as_secs() <= end {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    refused(stream.next().await, Code::Unauthenticated, "expired");
+    all_refused(every_dispatch_rpc(before).await, Code::Unauthenticated);
+    // The manager still proves itself with a certificate that holds: it renewed its own.
+    let now_expired = channel(&manager, &node.live).await;
+    all_refused(every_dispatch_rpc(now_expired.clone()).await, Code::Unauthenticated);
+    let (key, csr) = key_and_csr().unwrap();
+    let request = v1::RenewRequest { csr: csr.into() };
+    let answer = CaClient::new(now_expired).renew(request).await.unwrap().into_inner();
+    assert_eq!(answer.id, node.id);
+    let chain = answer.chain.iter().map(|der| der.to_vec()).collect();
+    old.set_identity(Identity::new(chain, key).unwrap()).unwrap();
+    all_admitted(every_dispatch_rpc(channel(&manager, &old).await).await);
+}
