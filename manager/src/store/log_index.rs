@@ -201,6 +201,8 @@ mod tests {
         log.append(&[row(1, 1, TAIL_BYTES), row(1, 2, 10)], 1).unwrap();
         log.append(&[row(1, 3, 10)], 2).unwrap();
         assert_eq!(planned(&log, 1..4), (1..1, vec![1, 2, 3]));
+        log.flushed(0);
+        assert_eq!(planned(&log, 1..4), (1..1, vec![1, 2, 3]), "not in the file yet");
         log.flushed(1);
         assert_eq!(planned(&log, 0..9), (1..2, vec![2, 3]), "the oldest went to the file");
         assert_eq!(planned(&log, 3..9), (3..3, vec![3]));

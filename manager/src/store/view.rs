@@ -148,3 +148,25 @@ fn split_named(content: &[u8]) -> Option<(&[u8], &[u8])> {
     let (head, rest) = content.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_le_bytes(*head)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreIdentity;
+    use keyhole_secmem::Key32;
+
+    #[test]
+    fn a_row_is_only_taken_under_the_name_of_its_own_key() {
+        let cipher =
+            StoreCipher::new(Key32::generate().unwrap(), &StoreIdentity::default()).unwrap();
+        let name = cipher.row_name(Kind::Row, b"key");
+        let take = |key: &[u8]| {
+            let content = [&name_head(key).unwrap()[..], key, b"value"];
+            let place = Place { kind: Kind::Row, key: &name, term: 0 };
+            let frame = cipher.batch().unwrap().seal(place, &content).unwrap();
+            open_row(&cipher, &mut cipher.opener(), "store.redb", &name, &frame)
+        };
+        assert_eq!(take(b"key").unwrap(), (b"key".to_vec(), b"value".to_vec()));
+        assert!(matches!(take(b"yek"), Err(StoreError::Damaged { .. })));
+    }
+}

@@ -143,6 +143,18 @@ fn each_sequential_acknowledgement_has_a_sync_of_its_own() {
 }
 
 #[test]
+fn commits_are_marked_as_two_phase() {
+    const GOD_BYTE: usize = 9;
+    const TWO_PHASE: u8 = 4;
+    let disk = new_disk();
+    let (store, _) = open(&disk).unwrap();
+    for n in 1..=3 {
+        append(&store, vec![row(1, n, b"x")]).unwrap();
+        assert_ne!(disk.state().live[GOD_BYTE] & TWO_PHASE, 0, "redb may go back one commit");
+    }
+}
+
+#[test]
 fn mirrored_rows_cause_no_sync_of_their_own() {
     let disk = new_disk();
     let (store, _) = open(&disk).unwrap();
