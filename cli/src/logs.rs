@@ -26,6 +26,15 @@ pub(crate) struct LogOptions {
 }
 
 impl LogOptions {
+    /// The arguments that say the same, for a process that is started in turn.
+    pub(crate) fn arguments(&self) -> [String; 4] {
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        ["--log-level", &self.log_level, "--log-format", format].map(str::to_owned)
+    }
+
     /// From here on lines are written.
     pub(crate) fn start(&self) -> Result<(), Failure> {
         let filter: EnvFilter = self.log_level.parse().map_err(|error| {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use keyhole_manager::app::{self, JoinManager, ManagerConfig};
 
 use crate::failure::Failure;
 use crate::logs::LogOptions;
@@ -63,6 +64,23 @@ impl ManagerCommand {
 }
 
 impl RunManager {
+    fn config(self) -> ManagerConfig {
+        let defaults = ManagerConfig::new(self.data_dir);
+        ManagerConfig {
+            listen: self.listen,
+            advertise: self.advertise,
+            socket: self.socket,
+            init: self.init,
+            join: self
+                .join
+                .zip(self.token_file)
+                .map(|(address, token_file)| JoinManager { address, token_file }),
+            kek_file: self.kek_file,
+            cert_expiry: self.cert_expiry.unwrap_or(defaults.cert_expiry),
+            ..defaults
+        }
+    }
+
     fn check(&self) -> Result<(), Failure> {
         match self.cert_expiry {
             Some(time) if time < Duration::from_secs(10) => Err(Failure::usage(
@@ -74,8 +92,10 @@ impl RunManager {
 }
 
 fn start(options: RunManager) -> Result<(), Failure> {
-    Err(Failure::new(format!(
-        "this build has no manager; {} is untouched",
-        options.data_dir.display()
-    )))
+    let config = options.config();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start the manager's threads: {error}")))?;
+    runtime.block_on(app::run(config)).map_err(|error| Failure::new(error.to_string()))
 }

@@ -2,8 +2,11 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::process::Command;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use keyhole_node_fs::caller::IdentitySource;
+use keyhole_node_fs::config::NodeConfig;
 use keyhole_proto::v1;
 
 use crate::args::Global;
@@ -76,8 +79,23 @@ pub(crate) struct RunNode {
     /// The cgroup under which 'run' makes its own; by default keyhole/ in the root of the cgroup v2 hierarchy
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup_parent: Option<PathBuf>,
+    /// Allow a --cgroup-parent that a user other than root may move processes in
+    #[arg(long)]
+    pub(crate) allow_delegated_parent: bool,
+    /// How to tell who is reading: the fastest way that the kernel has, or /proc
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) identity: Identity,
     #[command(flatten)]
     pub(crate) logs: LogOptions,
+}
+
+/// How callers are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Identity {
+    /// By pidfd where the kernel can, else by /proc
+    Auto,
+    /// By /proc
+    Proc,
 }
 
 /// `worker`
@@ -86,6 +104,8 @@ pub(crate) struct Worker {
     /// The inherited descriptor that says what else was handed over
     #[arg(long, value_name = "FD")]
     pub(crate) config_fd: RawFd,
+    #[command(flatten)]
+    pub(crate) logs: LogOptions,
 }
 
 /// `status`
@@ -101,7 +121,7 @@ impl NodeCommand {
     pub(crate) fn daemon(self) -> Result<Result<(), Failure>, Self> {
         match self {
             Self::Run(options) => Ok(options.logs.start().and_then(|()| start(*options))),
-            Self::Worker(worker) => Ok(work(worker)),
+            Self::Worker(worker) => work(worker),
             other => Err(other),
         }
     }
@@ -121,14 +141,42 @@ impl NodeCommand {
 }
 
 fn start(options: RunNode) -> Result<(), Failure> {
-    Err(Failure::new(format!(
-        "this build has no node; {} is untouched",
-        options.data_dir.display()
-    )))
+    let logs = options.logs.arguments();
+    let worker = move |config_fd: RawFd| {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["node", "worker", "--config-fd", &config_fd.to_string()]).args(&logs);
+        command
+    };
+    keyhole_node_fs::config::run(options.config(), worker)
+        .map_err(|error| Failure::new(error.to_string()))
 }
 
-fn work(worker: Worker) -> Result<(), Failure> {
-    Err(Failure::new(format!("this build has no node; descriptor {} is ignored", worker.config_fd)))
+fn work(worker: Worker) -> ! {
+    // A worker that can't log still serves; what it says then is lost, not what it does.
+    if let Err(failure) = worker.logs.start() {
+        eprintln!("keyhole: {failure}");
+    }
+    std::process::exit(keyhole_node_fs::worker::run(worker.config_fd).into())
+}
+
+impl RunNode {
+    fn config(self) -> NodeConfig {
+        let defaults = NodeConfig::default();
+        NodeConfig {
+            data_dir: self.data_dir,
+            mount: self.mount,
+            control_socket: self.control_socket,
+            join: self.join.into_iter().collect(),
+            token_file: self.token_file,
+            hostname: self.hostname,
+            cgroup_parent: self.cgroup_parent.unwrap_or(defaults.cgroup_parent),
+            identity: match self.identity {
+                Identity::Auto => IdentitySource::Auto,
+                Identity::Proc => IdentitySource::Proc,
+            },
+            allow_delegated_parent: self.allow_delegated_parent,
+        }
+    }
 }
 
 impl Status {

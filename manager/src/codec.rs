@@ -25,10 +25,7 @@ pub struct DecodeError {
 
 impl DecodeError {
     fn new(field: &'static str, why: impl ToString) -> Self {
-        Self {
-            field,
-            why: why.to_string(),
-        }
+        Self { field, why: why.to_string() }
     }
 
     fn missing(field: &'static str) -> Self {
@@ -51,9 +48,7 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T> {
 }
 
 fn array32(field: &'static str, bytes: &[u8]) -> Result<[u8; 32]> {
-    bytes
-        .try_into()
-        .map_err(|_| DecodeError::new(field, "not 32 bytes"))
+    bytes.try_into().map_err(|_| DecodeError::new(field, "not 32 bytes"))
 }
 
 fn version(field: &'static str, number: u64) -> Result<Version> {
@@ -73,11 +68,7 @@ fn labels_in(labels: HashMap<String, String>) -> Result<Labels> {
 }
 
 fn labels_out(labels: &Labels) -> HashMap<String, String> {
-    labels
-        .as_map()
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    labels.as_map().iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn value_in(value: v1::SealedValue) -> Result<state::SealedValue> {
@@ -101,13 +92,7 @@ fn key_in(key: v1::SealedKey) -> state::SealedKey {
         enc: seal.enc.into(),
         ciphertext: seal.ciphertext.into(),
     };
-    state::SealedKey {
-        seals: key
-            .seals
-            .into_iter()
-            .map(|(id, key)| (id, seal(key)))
-            .collect(),
-    }
+    state::SealedKey { seals: key.seals.into_iter().map(|(id, key)| (id, seal(key))).collect() }
 }
 
 fn key_out(key: &state::SealedKey) -> v1::SealedKey {
@@ -115,9 +100,7 @@ fn key_out(key: &state::SealedKey) -> v1::SealedKey {
         enc: seal.enc.clone().into(),
         ciphertext: seal.ciphertext.clone().into(),
     };
-    v1::SealedKey {
-        seals: key.seals.iter().map(|(id, key)| (*id, seal(key))).collect(),
-    }
+    v1::SealedKey { seals: key.seals.iter().map(|(id, key)| (*id, seal(key))).collect() }
 }
 
 fn token_in(token: v1::TokenRecord) -> Result<state::TokenRecord> {
@@ -257,7 +240,5 @@ fn times(created: u64, updated: u64) -> (Timestamp, Timestamp) {
 }
 
 fn keyring_in(keys: HashMap<u32, v1::SealedKey>) -> BTreeMap<u32, state::SealedKey> {
-    keys.into_iter()
-        .map(|(epoch, key)| (epoch, key_in(key)))
-        .collect()
+    keys.into_iter().map(|(epoch, key)| (epoch, key_in(key))).collect()
 }

@@ -35,11 +35,7 @@ pub fn decode_envelope(envelope: v1::Envelope) -> Result<Envelope> {
 fn actor_out(actor: &Actor) -> v1::Actor {
     use v1::actor::{Local, Who};
     let who = match actor {
-        Actor::Local { uid, gid, pid } => Who::Local(Local {
-            uid: *uid,
-            gid: *gid,
-            pid: *pid,
-        }),
+        Actor::Local { uid, gid, pid } => Who::Local(Local { uid: *uid, gid: *gid, pid: *pid }),
         Actor::Operator(id) => Who::Operator(id.to_string()),
         Actor::Node(id) => Who::Node(id.to_string()),
         Actor::Joiner { address } => Who::Joiner(address.clone()),
@@ -63,12 +59,7 @@ fn command_out(command: &Command) -> out::Command {
     use out::Command as Out;
     match command {
         Command::Init(init) => Out::Init(init_out(init)),
-        Command::CreateSecret {
-            id,
-            name,
-            labels,
-            value,
-        } => Out::CreateSecret(out::CreateSecret {
+        Command::CreateSecret { id, name, labels, value } => Out::CreateSecret(out::CreateSecret {
             id: id.to_string(),
             name: name.to_string(),
             labels: labels_out(labels),
@@ -78,48 +69,34 @@ fn command_out(command: &Command) -> out::Command {
             id: id.to_string(),
             labels: labels_out(labels),
         }),
-        Command::RotateSecrets { items } => Out::RotateSecrets(out::RotateSecrets {
-            items: items.iter().map(item_out).collect(),
-        }),
-        Command::RollbackSecret { id, to } => Out::RollbackSecret(out::RollbackSecret {
-            id: id.to_string(),
-            to: version_number(*to),
-        }),
+        Command::RotateSecrets { items } => {
+            Out::RotateSecrets(out::RotateSecrets { items: items.iter().map(item_out).collect() })
+        }
+        Command::RollbackSecret { id, to } => {
+            Out::RollbackSecret(out::RollbackSecret { id: id.to_string(), to: version_number(*to) })
+        }
         Command::RemoveSecret { id } => Out::RemoveSecret(out::RemoveSecret { id: id.to_string() }),
-        Command::CreateService {
-            id,
-            name,
-            labels,
-            grants,
-            constraints,
-        } => Out::CreateService(out::CreateService {
-            id: id.to_string(),
-            name: name.to_string(),
-            spec: Some(wanted_out(labels, grants, constraints)),
-        }),
-        Command::UpdateService {
-            id,
-            expected,
-            labels,
-            grants,
-            constraints,
-        } => Out::UpdateService(out::UpdateService {
-            id: id.to_string(),
-            expected: *expected,
-            spec: Some(wanted_out(labels, grants, constraints)),
-        }),
+        Command::CreateService { id, name, labels, grants, constraints } => {
+            Out::CreateService(out::CreateService {
+                id: id.to_string(),
+                name: name.to_string(),
+                spec: Some(wanted_out(labels, grants, constraints)),
+            })
+        }
+        Command::UpdateService { id, expected, labels, grants, constraints } => {
+            Out::UpdateService(out::UpdateService {
+                id: id.to_string(),
+                expected: *expected,
+                spec: Some(wanted_out(labels, grants, constraints)),
+            })
+        }
         Command::RollbackService { id } => {
             Out::RollbackService(out::RollbackService { id: id.to_string() })
         }
         Command::RemoveService { id } => {
             Out::RemoveService(out::RemoveService { id: id.to_string() })
         }
-        Command::ClaimTask {
-            id,
-            service,
-            node,
-            cgroup,
-        } => Out::ClaimTask(out::ClaimTask {
+        Command::ClaimTask { id, service, node, cgroup } => Out::ClaimTask(out::ClaimTask {
             id: id.to_string(),
             service: service.to_string(),
             node: node.to_string(),
@@ -134,18 +111,13 @@ fn command_out(command: &Command) -> out::Command {
             node: node.to_string(),
             live: live.iter().map(ToString::to_string).collect(),
         }),
-        Command::JoinNode { id, hostname } => Out::JoinNode(out::JoinNode {
-            id: id.to_string(),
-            hostname: hostname.clone(),
-        }),
+        Command::JoinNode { id, hostname } => {
+            Out::JoinNode(out::JoinNode { id: id.to_string(), hostname: hostname.clone() })
+        }
         Command::ChangeNode { id, change } => Out::ChangeNode(out::ChangeNode {
             id: id.to_string(),
-            labels: change.labels.as_ref().map(|set| v1::LabelSet {
-                labels: labels_out(set),
-            }),
-            availability: change
-                .availability
-                .map_or(0, |to| availability_out(to).into()),
+            labels: change.labels.as_ref().map(|set| v1::LabelSet { labels: labels_out(set) }),
+            availability: change.availability.map_or(0, |to| availability_out(to).into()),
         }),
         Command::RemoveNode { id } => Out::RemoveNode(out::RemoveNode { id: id.to_string() }),
         Command::RotateToken { role, token } => Out::RotateToken(out::RotateToken {
@@ -192,9 +164,7 @@ fn wanted_out(
 fn cluster_change_out(change: &ClusterChange) -> out::ChangeCluster {
     let (member, address) = change.address.clone().unwrap_or_default();
     out::ChangeCluster {
-        unconstrained: change
-            .unconstrained
-            .map_or(0, |to| unconstrained_out(to).into()),
+        unconstrained: change.unconstrained.map_or(0, |to| unconstrained_out(to).into()),
         quota_bytes: change.quota_bytes,
         certificate_seconds: change.certificate_seconds,
         member,
@@ -219,52 +189,31 @@ fn command_in(command: out::Command) -> Result<Command> {
             labels: labels_in(create.labels)?,
             value: value_in(required("value", create.value)?)?,
         },
-        In::SetSecretLabels(set) => Command::SetSecretLabels {
-            id: parse("id", &set.id)?,
-            labels: labels_in(set.labels)?,
-        },
+        In::SetSecretLabels(set) => {
+            Command::SetSecretLabels { id: parse("id", &set.id)?, labels: labels_in(set.labels)? }
+        }
         In::RotateSecrets(rotate) => Command::RotateSecrets {
-            items: rotate
-                .items
-                .into_iter()
-                .map(item_in)
-                .collect::<Result<_>>()?,
+            items: rotate.items.into_iter().map(item_in).collect::<Result<_>>()?,
         },
         In::RollbackSecret(rollback) => Command::RollbackSecret {
             id: parse("id", &rollback.id)?,
             to: optional_version(rollback.to),
         },
-        In::RemoveSecret(remove) => Command::RemoveSecret {
-            id: parse("id", &remove.id)?,
-        },
+        In::RemoveSecret(remove) => Command::RemoveSecret { id: parse("id", &remove.id)? },
         In::CreateService(create) => {
             let (labels, grants, constraints) = wanted_in(create.spec)?;
             let (id, name) = (parse("id", &create.id)?, parse("name", &create.name)?);
-            Command::CreateService {
-                id,
-                name,
-                labels,
-                grants,
-                constraints,
-            }
+            Command::CreateService { id, name, labels, grants, constraints }
         }
         In::UpdateService(update) => {
             let (labels, grants, constraints) = wanted_in(update.spec)?;
             let (id, expected) = (parse("id", &update.id)?, update.expected);
-            Command::UpdateService {
-                id,
-                expected,
-                labels,
-                grants,
-                constraints,
-            }
+            Command::UpdateService { id, expected, labels, grants, constraints }
         }
-        In::RollbackService(rollback) => Command::RollbackService {
-            id: parse("id", &rollback.id)?,
-        },
-        In::RemoveService(remove) => Command::RemoveService {
-            id: parse("id", &remove.id)?,
-        },
+        In::RollbackService(rollback) => {
+            Command::RollbackService { id: parse("id", &rollback.id)? }
+        }
+        In::RemoveService(remove) => Command::RemoveService { id: parse("id", &remove.id)? },
         In::ClaimTask(claim) => Command::ClaimTask {
             id: parse("id", &claim.id)?,
             service: parse("service", &claim.service)?,
@@ -278,16 +227,11 @@ fn command_in(command: out::Command) -> Result<Command> {
         },
         In::SyncTasks(sync) => Command::SyncTasks {
             node: parse("node", &sync.node)?,
-            live: sync
-                .live
-                .iter()
-                .map(|id| parse("live", id))
-                .collect::<Result<_>>()?,
+            live: sync.live.iter().map(|id| parse("live", id)).collect::<Result<_>>()?,
         },
-        In::JoinNode(join) => Command::JoinNode {
-            id: parse("id", &join.id)?,
-            hostname: join.hostname,
-        },
+        In::JoinNode(join) => {
+            Command::JoinNode { id: parse("id", &join.id)?, hostname: join.hostname }
+        }
         In::ChangeNode(change) => Command::ChangeNode {
             id: parse("id", &change.id)?,
             change: NodeChange {
@@ -295,9 +239,7 @@ fn command_in(command: out::Command) -> Result<Command> {
                 availability: availability_in(change.availability),
             },
         },
-        In::RemoveNode(remove) => Command::RemoveNode {
-            id: parse("id", &remove.id)?,
-        },
+        In::RemoveNode(remove) => Command::RemoveNode { id: parse("id", &remove.id)? },
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,
             token: token_in(required("token", rotate.token)?)?,
@@ -370,21 +312,12 @@ mod tests {
     }
 
     fn value(byte: u8) -> SealedValue {
-        SealedValue {
-            epoch: 1,
-            salt: [byte; 32],
-            ciphertext: vec![byte; 40],
-        }
+        SealedValue { epoch: 1, salt: [byte; 32], ciphertext: vec![byte; 40] }
     }
 
     fn key() -> SealedKey {
-        let seal = KeySeal {
-            enc: vec![1; 32],
-            ciphertext: vec![2; 48],
-        };
-        SealedKey {
-            seals: [(1, seal)].into(),
-        }
+        let seal = KeySeal { enc: vec![1; 32], ciphertext: vec![2; 48] };
+        SealedKey { seals: [(1, seal)].into() }
     }
 
     fn grants(secret: SecretId) -> Vec<GrantRequest> {
@@ -396,33 +329,17 @@ mod tests {
             mode: "0440".parse().unwrap(),
             pinned: Version::new(1),
         };
-        let other = GrantRequest {
-            target: "b".parse().unwrap(),
-            pinned: None,
-            ..grant.clone()
-        };
+        let other = GrantRequest { target: "b".parse().unwrap(), pinned: None, ..grant.clone() };
         vec![grant, other]
     }
 
     /// One of each command, in an order in which all of them are accepted.
     fn history() -> Vec<Command> {
-        let (secret, spare) = (
-            SecretId::from_entropy([1; 16]),
-            SecretId::from_entropy([9; 16]),
-        );
+        let (secret, spare) = (SecretId::from_entropy([1; 16]), SecretId::from_entropy([9; 16]));
         let service = ServiceId::from_entropy([2; 16]);
         let (node, task) = (NodeId::from_entropy([3; 16]), TaskId::from_entropy([4; 16]));
-        let token = TokenRecord {
-            hash: [5; 32],
-            salt: [6; 32],
-            epoch: 1,
-        };
-        let member = Member {
-            id: 1,
-            node,
-            address: "a:1".into(),
-            seal_key: [7; 32],
-        };
+        let token = TokenRecord { hash: [5; 32], salt: [6; 32], epoch: 1 };
+        let member = Member { id: 1, node, address: "a:1".into(), seal_key: [7; 32] };
         let constraints = vec!["node.labels.k==v".parse().unwrap()];
         let name = || "web".parse().unwrap();
         vec![
@@ -448,10 +365,7 @@ mod tests {
                 labels: labels(),
                 value: value(2),
             },
-            Command::SetSecretLabels {
-                id: secret,
-                labels: Labels::default(),
-            },
+            Command::SetSecretLabels { id: secret, labels: Labels::default() },
             Command::RotateSecrets {
                 items: vec![RotateItem {
                     id: secret,
@@ -459,15 +373,9 @@ mod tests {
                     value: value(3),
                 }],
             },
-            Command::RollbackSecret {
-                id: secret,
-                to: Some(Version::FIRST),
-            },
+            Command::RollbackSecret { id: secret, to: Some(Version::FIRST) },
             Command::RemoveSecret { id: spare },
-            Command::JoinNode {
-                id: node,
-                hostname: "alpha".into(),
-            },
+            Command::JoinNode { id: node, hostname: "alpha".into() },
             Command::ChangeNode {
                 id: node,
                 change: NodeChange {
@@ -490,25 +398,10 @@ mod tests {
                 constraints: vec![],
             },
             Command::RollbackService { id: service },
-            Command::ClaimTask {
-                id: task,
-                service,
-                node,
-                cgroup: "/x".into(),
-            },
-            Command::SyncTasks {
-                node,
-                live: vec![task],
-            },
-            Command::EndTask {
-                id: task,
-                node,
-                reason: "gone".into(),
-            },
-            Command::RotateToken {
-                role: TokenRole::Manager,
-                token,
-            },
+            Command::ClaimTask { id: task, service, node, cgroup: "/x".into() },
+            Command::SyncTasks { node, live: vec![task] },
+            Command::EndTask { id: task, node, reason: "gone".into() },
+            Command::RotateToken { role: TokenRole::Manager, token },
             Command::ChangeCluster(ClusterChange {
                 unconstrained: Some(Unconstrained::Deny),
                 quota_bytes: Some(1 << 20),
@@ -523,16 +416,10 @@ mod tests {
     fn actors() -> Vec<Actor> {
         let id = NodeId::from_entropy([3; 16]);
         vec![
-            Actor::Local {
-                uid: 1,
-                gid: 2,
-                pid: 3,
-            },
+            Actor::Local { uid: 1, gid: 2, pid: 3 },
             Actor::Operator(id),
             Actor::Node(id),
-            Actor::Joiner {
-                address: "x".into(),
-            },
+            Actor::Joiner { address: "x".into() },
             Actor::Manager(1),
         ]
     }
@@ -542,21 +429,14 @@ mod tests {
         let mut state = State::default();
         for (at, command) in history().into_iter().enumerate() {
             let actor = actors()[at % 5].clone();
-            let envelope = Envelope {
-                at: Timestamp(at as u64),
-                actor,
-                command,
-            };
+            let envelope = Envelope { at: Timestamp(at as u64), actor, command };
             let bytes = encode_envelope(&envelope).encode_to_vec();
             let back = decode_envelope(v1::Envelope::decode(&*bytes).unwrap()).unwrap();
             assert_eq!(back, envelope);
             state.apply(at as u64 + 1, &envelope).unwrap();
             state.invariants().unwrap();
-            let rows: Vec<_> = state
-                .row_keys()
-                .into_iter()
-                .filter_map(|key| state.row(key))
-                .collect();
+            let rows: Vec<_> =
+                state.row_keys().into_iter().filter_map(|key| state.row(key)).collect();
             let again = rows.iter().map(|row| decode_row(encode_row(row)).unwrap());
             assert_eq!(State::from_rows(state.index(), again), state);
         }

@@ -70,11 +70,7 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         created_at: cluster.created_at.0,
         ca_certificate: cluster.ca_certificate.clone().into(),
         ca_key: Some(key_out(&cluster.ca_key)),
-        keyring: cluster
-            .keyring
-            .iter()
-            .map(|(epoch, key)| (*epoch, key_out(key)))
-            .collect(),
+        keyring: cluster.keyring.iter().map(|(epoch, key)| (*epoch, key_out(key))).collect(),
         epoch: cluster.epoch,
         worker_token: Some(token_out(&cluster.worker_token)),
         manager_token: Some(token_out(&cluster.manager_token)),
