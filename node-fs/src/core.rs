@@ -240,6 +240,8 @@ impl Core {
             }
             Event::Ended(task, done) => {
                 let ended = self.registry.remove(task);
+                // Ids are never used again: its values go now, not with the next assignment.
+                self.assignment.tasks.retain(|assigned| assigned.id != task);
                 self.show(Vec::new());
                 drop(done.send(ended));
             }
@@ -249,7 +251,9 @@ impl Core {
     /// A version's bytes never change within an incarnation: what is held already stays. In another
     /// one the same names may mean other bytes, so nothing of the old one may be readable then.
     fn assign(&mut self, change: Change) {
-        let Change { assignment, mut values } = change;
+        let Change { mut assignment, mut values } = change;
+        // Registered comes before assigned; of what is neither any more, the values are not kept.
+        assignment.tasks.retain(|task| self.registry.get(task.id).is_some());
         if assignment.revision.incarnation == self.assignment.revision.incarnation {
             values.retain(|(key, _)| !self.stage.values().contains(key));
         } else {

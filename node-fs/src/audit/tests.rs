@@ -70,8 +70,12 @@ fn old_files_are_kept_four_deep_and_no_line_is_cut() {
         assert!(log.write(&line(&open(version))));
     }
     log.flush();
-    let mut names: Vec<_> =
-        folder.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<String> = folder
+        .path()
+        .read_dir()
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     let kept = ["", ".1", ".2", ".3", ".4"].map(|n| format!("opens.jsonl{n}"));
     assert_eq!(names, kept);
