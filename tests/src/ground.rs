@@ -8,6 +8,8 @@ use tempfile::TempDir;
 use crate::cgroup::TestCgroup;
 use crate::mounts;
 
+pub(crate) const EXCHANGE: &str = "x";
+
 /// Removed when the last thing that stands on it is dropped. On a panic the logs are printed first.
 #[derive(Debug)]
 pub struct Ground {
@@ -27,6 +29,11 @@ impl Ground {
             std::os::unix::fs::PermissionsExt::from_mode(0o755),
         )
         .expect("it is ours");
+        // Where probes of any user may make a socket.
+        let exchange = folder.path().join(EXCHANGE);
+        std::fs::create_dir(&exchange).expect("it is ours");
+        std::fs::set_permissions(exchange, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .expect("it is ours");
         Self { logs: Mutex::default(), cgroup: TestCgroup::fresh(), folder }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binary::probe_binary;
+use crate::cgroup::cgroup_root;
 use crate::cluster::{Cluster, Ran, plain_command, run};
 use crate::daemon::{Daemon, die_with_parent};
 use crate::ground::Ground;
@@ -162,7 +163,9 @@ fn command(folder: &Path, manager: &str, cgroups: &Path, options: &NodeOptions) 
     command.args(["node", "run", "--data-dir"]).arg(folder.join("data"));
     command.arg("--mount").arg(folder.join("secrets"));
     command.arg("--control-socket").arg(folder.join("n.sock"));
-    command.arg("--cgroup-parent").arg(cgroups);
+    // Relative to the root of the hierarchy.
+    let parent = cgroups.strip_prefix(cgroup_root()).expect("test cgroups are below the root");
+    command.arg("--cgroup-parent").arg(parent);
     let token = folder.join("token");
     if token.exists() {
         command.args(["--join", manager, "--token-file"]).arg(token);

@@ -87,7 +87,14 @@ impl Probe {
 
     fn failure(&self) -> RunFailed {
         let mut child = self.child.borrow_mut();
-        let code = child.try_wait().ok().flatten().map_or(-1, code);
+        // Its output ends a moment before it does; one that hangs is not waited for long.
+        let start = std::time::Instant::now();
+        let mut ended = None;
+        while ended.is_none() && start.elapsed() < Duration::from_secs(2) {
+            ended = child.try_wait().ok().flatten();
+            std::thread::yield_now();
+        }
+        let code = ended.map_or(-1, code);
         RunFailed { code, stderr: std::fs::read_to_string(&self.log).unwrap_or_default() }
     }
 

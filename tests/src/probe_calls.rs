@@ -202,7 +202,8 @@ impl Probe {
     /// Hands a descriptor to another probe over a unix socket; gives its number there.
     #[track_caller]
     pub fn pass(&self, fd: Fd, to: &Self) -> Fd {
-        let socket = self.ground.folder().join(format!("p{}-{}-{}", self.pid(), to.pid(), fd.0));
+        let socket = self.ground.folder().join(crate::ground::EXCHANGE);
+        let socket = socket.join(format!("{}-{}-{}", self.pid(), to.pid(), fd.0));
         to.call(Ask::Listen(socket.clone())).expect("a new socket");
         self.call(Ask::SendFd(socket.clone(), fd.0)).expect("the socket is there");
         let received = to.number(Ask::ReceiveFd).expect("a descriptor was sent");

@@ -71,7 +71,7 @@ fn an_unusable_data_folder() {
     let file = ground.folder().join("file");
     std::fs::write(&file, "x").unwrap();
     let line = complaint(&ground, manager(&file, &listen, &ground));
-    names(&line, &[file.to_str().unwrap(), "directory"]);
+    names(&line, &[file.to_str().unwrap(), "not a directory", "--data-dir"]);
     let closed = ground.folder().join("closed");
     std::fs::create_dir(&closed).unwrap();
     std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();

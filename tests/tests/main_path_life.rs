@@ -49,19 +49,38 @@ fn a_manager_that_is_ended_ends_cleanly() {
 fn a_restarted_node_keeps_the_tasks_whose_cgroup_lives() {
     let mut machine = Machine::start();
     let task = machine.web("one");
-    let ended = machine.task("web");
     machine.node.stop(Signal::TERM);
     assert!(!is_mounted(&machine.node.mount()));
     assert_eq!(task.stat(machine.at("pw")), Err(ENOENT), "an empty directory");
-    ended.end();
     machine.rotate("pw", "two");
     machine.node.resume();
     machine.until("the task's file", || task.text(machine.at("pw")) == Ok("two".into()));
-    machine.until("the other task to be over", || {
-        machine.node.ok(["task", "ls", "-q"]).lines().count() == 1
-    });
     machine.rotate("pw", "three");
     assert_eq!(task.text(machine.at("pw")), Ok("three".into()));
+}
+
+#[test]
+fn a_task_that_ended_while_its_node_was_down_is_dropped() {
+    let mut machine = Machine::start();
+    let (lives, ended) = (machine.web("one"), machine.task("web"));
+    let cgroup = ended.cgroup();
+    machine.node.stop(Signal::TERM);
+    ended.end();
+    machine.node.resume();
+    machine.until("the task's file", || lives.text(machine.at("pw")) == Ok("one".into()));
+    // An empty cgroup may be one that nobody has entered yet; after 30 s it is not.
+    let limit = std::time::Duration::from_secs(45);
+    keyhole_tests::wait::until_within(limit, "the other task to be over", || {
+        match machine.node.ok(["task", "ls", "-q"]) {
+            listed if listed.lines().count() == 1 => Ok(()),
+            listed => Err(listed),
+        }
+    });
+    machine.until("its cgroup to be removed", || !cgroup.exists());
+    machine.until("the manager to know", || {
+        let states = ["service", "ps", "--format", "{{.CurrentState}}", "web"];
+        machine.cluster.ok(states).matches("Running").count() == 1
+    });
 }
 
 #[test]
@@ -139,8 +158,11 @@ fn two_nodes_each_hold_their_own_tasks() {
         ..NodeOptions::default()
     };
     let (alpha, beta) = (cluster.node_with(named("alpha")), cluster.node_with(named("beta")));
-    let listed = cluster.ok(["node", "ls", "--format", "{{.Hostname}} {{.Status}}"]);
-    assert_eq!(listed, "alpha Ready\nbeta Ready\n");
+    // Its mount is ready before its connection is.
+    keyhole_tests::wait::until("both nodes to be connected", || {
+        let listed = cluster.ok(["node", "ls", "--format", "{{.Hostname}} {{.Status}}"]);
+        if listed == "alpha Ready\nbeta Ready\n" { Ok(()) } else { Err(listed) }
+    });
     cluster.ok_with(["secret", "create", "pw", "-"], b"hunter2");
     let only = "node.hostname==alpha";
     cluster.ok(["service", "create", "web", "--secret", "pw", "--constraint", only]);
@@ -162,8 +184,9 @@ fn two_nodes_each_hold_their_own_tasks() {
 
 #[test]
 fn certificates_renew_while_all_runs() {
-    let machine = Machine::start();
-    machine.cluster.ok(["cluster", "update", "--cert-expiry", "10s"]);
+    let cluster = Cluster::start();
+    cluster.ok(["cluster", "update", "--cert-expiry", "10s"]);
+    let machine = Machine { node: cluster.node(), cluster };
     let task = machine.web("one");
     let expires = || machine.node.ok(["node", "status", "--format", "{{.CertificateExpiresAt}}"]);
     let first = expires();

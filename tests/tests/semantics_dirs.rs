@@ -34,7 +34,7 @@ fn s28_a_listing_is_ones_own() {
         assert_eq!(listed, BTreeSet::from([".", "..", want[0], want[1]]));
         assert_eq!(entries.len(), 4, "each once");
         for entry in entries.iter().filter(|entry| entry.name != "." && entry.name != "..") {
-            let stat = deep.stat(machine.at(&format!("{folder}/{}", entry.name))).unwrap();
+            let stat = deep.stat(machine.node.path(folder).join(&entry.name)).unwrap();
             assert_eq!(entry.ino, stat.ino, "{}", entry.name);
             assert_eq!(entry.is_dir, stat.mode & libc::S_IFMT == libc::S_IFDIR, "{}", entry.name);
         }

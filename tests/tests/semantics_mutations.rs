@@ -157,8 +157,11 @@ fn s52_the_mode_may_forbid_first() {
     let user = stand.task.mate();
     user.become_user(1000, 1000, &[]);
     let pw = stand.at("pw");
-    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_TRUNC, libc::O_WRONLY | libc::O_APPEND] {
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_APPEND] {
         assert_eq!(user.open(&pw, flags), Err(EACCES), "{flags:#o}");
+    }
+    for flags in [libc::O_TRUNC, libc::O_WRONLY | libc::O_TRUNC] {
+        assert_eq!(user.open(&pw, flags), Err(EROFS), "{flags:#o}");
     }
     assert_eq!(user.call(Ask::Truncate(pw.clone(), 0)), Err(EACCES));
     assert_eq!(user.access(&pw, libc::W_OK), Err(EACCES));

@@ -194,7 +194,7 @@ fn look(ask: Ask) -> Done {
 
 fn get_xattr(path: &Path, name: &str, size: usize) -> Done {
     if size == 0 {
-        let len = rfs::getxattr(path, name, &mut [0u8; 0][..]).map_err(errno)?;
+        let len = rfs::getxattr_query(path, name).map_err(errno)?;
         return Ok(Answer::Number(len as i64));
     }
     let mut value = vec![0; size];
