@@ -6,19 +6,28 @@
 //! caller is ([`caller`], [`cgroups`]), keeps the values and talks to the kernel.
 //! `unsafe` is in [`sys`] only.
 
+pub mod agent;
 pub mod attempts;
+pub mod audit;
 pub mod caller;
 pub mod cgroups;
+pub mod config;
+pub mod control;
+pub mod core;
 pub mod fuse;
 pub mod handles;
 pub mod handover;
 pub mod inheritance;
+pub mod join;
 pub mod meter;
 pub mod mount;
 pub mod mountinfo;
+pub mod registry;
 pub mod report;
 pub mod requirements;
 pub mod stage;
+pub mod state_memfd;
 pub mod supervisor;
 pub mod sys;
 pub mod values;
+pub mod worker;
