@@ -10,6 +10,8 @@ use keyhole_secmem::Key32;
 use keyhole_state::{Cluster, Command, Envelope, Outcome, Rejected, State};
 use keyhole_wire::seal::EdgeKeyPair;
 use keyhole_wire::tls::{Connections, LiveTls};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Status};
 
 use crate::audit::AuditLog;
@@ -176,10 +178,14 @@ impl Shell {
         self.replica.status()
     }
 
-    /// Passes applied changes on to the sessions, until this manager stops.
-    pub(crate) async fn follow_changes(self: Arc<Self>) {
-        use tokio::sync::broadcast::error::RecvError;
-        let mut changes = self.replica.subscribe();
+    /// Passes changes that are applied from now on to the sessions, until this manager stops.
+    pub(crate) fn follow_changes(self: Arc<Self>) -> impl Future<Output = ()> {
+        // Now, not when the task first runs: a node may open its stream before that.
+        let changes = self.replica.subscribe();
+        self.pass_on(changes)
+    }
+
+    async fn pass_on(self: Arc<Self>, mut changes: Receiver<Change>) {
         loop {
             match changes.recv().await {
                 Ok(change) => self.changed(&change),

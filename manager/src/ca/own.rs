@@ -16,6 +16,8 @@ use crate::status::rejected;
 
 /// After a failed renewal.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Between two renewals, also where the CA itself has ended and no leaf can last.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A fresh key and leaf for this manager.
 pub(crate) fn own_identity(
@@ -49,6 +51,7 @@ pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
             tracing::error!(%error, "cannot renew this manager's certificate; trying again");
             tokio::time::sleep(AGAIN).await;
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

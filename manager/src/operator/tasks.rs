@@ -1,7 +1,9 @@
 //! Tasks of a service or of a node, and what state each is in. Invariant: a task that its node may not hold is always
 //! shown, with the reason.
 
-use keyhole_domain::AssignedGrant;
+use std::collections::BTreeMap;
+
+use keyhole_domain::{AssignedGrant, Assignment};
 use keyhole_proto::v1;
 use keyhole_state::{Standing, State, Task};
 use tonic::Status;
@@ -37,14 +39,27 @@ pub(super) async fn of_node(
 }
 
 fn tasks(shell: &Shell, state: &State, wanted: impl Fn(&Task) -> bool) -> v1::TaskList {
-    let tasks = state.tasks().values().filter(|task| wanted(task));
-    v1::TaskList { tasks: tasks.map(|task| info(shell, state, task)).collect() }
+    let mut nodes = BTreeMap::new();
+    let tasks = state.tasks().values().filter(|task| wanted(task)).map(|task| {
+        let node = nodes.entry(task.node).or_insert_with(|| OnNode {
+            entitled: state.assignment(task.node),
+            session: shell.sessions.view(task.node),
+        });
+        info(state, task, node)
+    });
+    v1::TaskList { tasks: tasks.collect() }
 }
 
-fn info(shell: &Shell, state: &State, task: &Task) -> v1::TaskInfo {
+/// What a node should have, and what it says.
+struct OnNode {
+    entitled: Assignment,
+    session: SessionView,
+}
+
+fn info(state: &State, task: &Task, on: &OnNode) -> v1::TaskInfo {
     let service = state.services().get(&task.service);
     let node = state.nodes().get(&task.node);
-    let (word, reason) = standing(state, task, &shell.sessions.view(task.node));
+    let (word, reason) = standing(state, task, on);
     v1::TaskInfo {
         id: task.id.to_string(),
         service_id: task.service.to_string(),
@@ -60,20 +75,20 @@ fn info(shell: &Shell, state: &State, task: &Task) -> v1::TaskInfo {
 }
 
 /// Docker's words, with what the node said.
-fn standing(state: &State, task: &Task, session: &SessionView) -> (&'static str, String) {
+fn standing(state: &State, task: &Task, on: &OnNode) -> (&'static str, String) {
     match state.standing(task) {
         Standing::Rejected(reason) => ("Rejected", reason),
         Standing::Ended => {
             let reason = task.end.as_ref().map(|end| end.reason.clone());
             ("Complete", reason.unwrap_or_default())
         }
-        Standing::Admitted => admitted(state, task, session),
+        Standing::Admitted => admitted(task, on),
     }
 }
 
-fn admitted(state: &State, task: &Task, session: &SessionView) -> (&'static str, String) {
-    let assignment = state.assignment(task.node);
-    let entitled = assignment.tasks.iter().find(|own| own.id == task.id);
+fn admitted(task: &Task, on: &OnNode) -> (&'static str, String) {
+    let OnNode { entitled, session } = on;
+    let entitled = entitled.tasks.iter().find(|own| own.id == task.id);
     if let Some(reason) = entitled.and_then(|own| own.rejected.clone()) {
         return ("Rejected", reason);
     }
