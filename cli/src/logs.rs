@@ -18,7 +18,7 @@ enum LogFormat {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogOptions {
     /// Which lines: error, warn, info, debug, trace, or a filter such as keyhole_manager=debug
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info,openraft=warn")]
     log_level: String,
     /// How they look
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use clap::{Args, Subcommand, ValueEnum};
 use keyhole_node_fs::caller::IdentitySource;
-use keyhole_node_fs::config::NodeConfig;
+use keyhole_node_fs::config::{NodeConfig, NodeError};
+use keyhole_node_fs::supervisor::SupervisorError;
 use keyhole_proto::v1;
 
 use crate::args::Global;
@@ -76,7 +77,7 @@ pub(crate) struct RunNode {
     /// The host name to join with; by default the machine's
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
-    /// The cgroup under which 'run' makes its own; by default keyhole/ in the root of the cgroup v2 hierarchy
+    /// The cgroup under which 'run' makes its own; a path below the root of the cgroup v2 hierarchy [default: keyhole]
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup_parent: Option<PathBuf>,
     /// Allow a --cgroup-parent that a user other than root may move processes in
@@ -147,8 +148,12 @@ fn start(options: RunNode) -> Result<(), Failure> {
         command.args(["node", "worker", "--config-fd", &config_fd.to_string()]).args(&logs);
         command
     };
-    keyhole_node_fs::config::run(options.config(), worker)
-        .map_err(|error| Failure::new(error.to_string()))
+    match keyhole_node_fs::config::run(options.config(), worker) {
+        Ok(()) => Ok(()),
+        // The worker has said why, in its own line.
+        Err(NodeError::Supervisor(SupervisorError::Hopeless)) => std::process::exit(1),
+        Err(error) => Err(Failure::new(error.to_string())),
+    }
 }
 
 fn work(worker: Worker) -> ! {

@@ -46,6 +46,14 @@ pub enum AgentError {
         /// What it said.
         message: String,
     },
+    /// The node was removed from the cluster.
+    #[error("{addr}: {message}")]
+    Removed {
+        /// Which manager.
+        addr: String,
+        /// What it said.
+        message: String,
+    },
     /// What came cannot be used.
     #[error("{addr}: {source}")]
     Stream {
@@ -187,6 +195,9 @@ impl Agent {
                 return;
             }
             self.say(&error);
+            if let AgentError::Removed { .. } = error {
+                self.leave();
+            }
             if served {
                 backoff.reset();
             } else {
@@ -195,6 +206,13 @@ impl Agent {
             if self.pause(backoff.next()).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Removing a node is a revocation: what it showed is gone at once, and it says so.
+    fn leave(&self) {
+        for task in self.core.tasks().iter() {
+            self.drop_task(task.id, "this node was removed from the cluster".to_owned());
         }
     }
 
@@ -215,7 +233,7 @@ impl Agent {
         let text: Arc<str> = error.to_string().into();
         let before = self.status.borrow().clone();
         if before.trouble.as_ref() != Some(&text) {
-            tracing::warn!(reason = %text, "no stream of assignments; tasks keep what they have");
+            tracing::warn!(reason = %text, "no stream of assignments");
         }
         self.status.send_replace(AgentStatus { manager: None, trouble: Some(text) });
     }

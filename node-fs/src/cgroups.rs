@@ -203,14 +203,14 @@ pub struct TaskCgroups {
 
 impl TaskCgroups {
     /// Opens the folder, making what is missing of it. `below_root` is relative to the hierarchy's
-    /// root. Refused (unless `allow_delegated`) when a non-root user may move processes about in
+    /// root, or a path below where that is mounted. Refused (unless `allow_delegated`) when a non-root user may move processes about in
     /// it or above it: they could step into a task.
     pub fn open(
         root: Arc<CgroupRoot>,
         below_root: &Path,
         allow_delegated: bool,
     ) -> Result<Self, AdoptError> {
-        let relative = below_root.strip_prefix("/").unwrap_or(below_root);
+        let relative = below_root.strip_prefix(&root.path).unwrap_or(below_root);
         let plain = |part| matches!(part, Component::Normal(_));
         if relative.as_os_str().is_empty() || !relative.components().all(plain) {
             return Err(CgroupError::BadName { name: below_root.to_owned() }.into());

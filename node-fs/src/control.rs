@@ -175,8 +175,8 @@ impl Control for ControlApi {
             mount: mount.display().to_string(),
             tasks: u32::try_from(core.tasks().len()).unwrap_or(u32::MAX),
             worker_starts: *worker_starts,
-            // In seconds since 1970, as certificates have it.
-            certificate_expires_at: expires,
+            // Certificates count in seconds.
+            certificate_expires_at: expires.saturating_mul(1_000_000_000),
         }))
     }
 }

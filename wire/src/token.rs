@@ -79,10 +79,7 @@ impl JoinToken {
     /// The token with this secret, which is wiped; for the cluster's managers, who derive it.
     #[must_use]
     pub fn from_secret(ca_der: &[u8], secret: &mut [u8; 16]) -> Self {
-        let token = Self {
-            ca_digest: ca_digest(ca_der),
-            secret: Zeroizing::new(*secret),
-        };
+        let token = Self { ca_digest: ca_digest(ca_der), secret: Zeroizing::new(*secret) };
         secret.zeroize();
         token
     }

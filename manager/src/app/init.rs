@@ -80,7 +80,9 @@ fn prepare(config: &ManagerConfig) -> Result<Kek, StartError> {
     let (folder, file) = (&config.data_dir, config.kek());
     if config.init {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|e| folder_error("make", folder, e))?;
+        // A path that exists already and is no folder has its own reason, found by reading it below.
+        let exists = |e: &io::Error| e.kind() == io::ErrorKind::AlreadyExists;
+        made.or_else(|e| if exists(&e) { Ok(()) } else { Err(folder_error("make", folder, e)) })?;
     }
     match fs::read_dir(folder) {
         Ok(_) => {}

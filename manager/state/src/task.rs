@@ -56,30 +56,16 @@ impl State {
             let same = known.node == node && known.service == service && known.end.is_none();
             return match same {
                 true => Ok(self.claimed(id, None)),
-                false => Err(Rejected::IdTaken {
-                    kind: "task",
-                    id: id.to_string(),
-                }),
+                false => Err(Rejected::IdTaken { kind: "task", id: id.to_string() }),
             };
         }
-        let task = Task {
-            id,
-            service,
-            node,
-            cgroup: cgroup.to_owned(),
-            claimed_at: at,
-            end: None,
-        };
+        let task = Task { id, service, node, cgroup: cgroup.to_owned(), claimed_at: at, end: None };
         let reason = match self.standing(&task) {
             Standing::Rejected(reason) => Some(reason),
             _ if paused => Some("the node is paused and takes no new tasks".to_owned()),
             _ => None,
         };
-        let end = reason.clone().map(|reason| TaskEnd {
-            at,
-            rejected: true,
-            reason,
-        });
+        let end = reason.clone().map(|reason| TaskEnd { at, rejected: true, reason });
         self.tasks.insert(id, Task { end, ..task });
         let mut change = self.claimed(id, reason);
         self.forget_history(service, &mut change);
@@ -87,16 +73,8 @@ impl State {
     }
 
     fn claimed(&self, id: TaskId, rejected: Option<String>) -> Change {
-        let nodes = self
-            .tasks
-            .get(&id)
-            .map(|task| task.node)
-            .into_iter()
-            .collect();
-        Change {
-            nodes,
-            ..Change::rows([RowKey::Task(id)], Outcome::Claimed { rejected })
-        }
+        let nodes = self.tasks.get(&id).map(|task| task.node).into_iter().collect();
+        Change { nodes, ..Change::rows([RowKey::Task(id)], Outcome::Claimed { rejected }) }
     }
 
     pub(crate) fn end_task(
@@ -108,9 +86,7 @@ impl State {
     ) -> Result<Change, Rejected> {
         match self.tasks.get(&id) {
             Some(task) if task.node != node => {
-                return Err(Rejected::NotYourTask {
-                    task: id.to_string(),
-                });
+                return Err(Rejected::NotYourTask { task: id.to_string() });
             }
             // Ended or forgotten already: the node says it again after a lost answer.
             Some(task) if task.end.is_some() => return Ok(Change::rows([], Outcome::Done)),
@@ -149,11 +125,7 @@ impl State {
             let Some(task) = self.tasks.get_mut(&id) else {
                 continue;
             };
-            task.end = Some(TaskEnd {
-                at,
-                rejected: false,
-                reason: reason.to_owned(),
-            });
+            task.end = Some(TaskEnd { at, rejected: false, reason: reason.to_owned() });
             let (node, service) = (task.node, task.service);
             change.nodes.insert(node);
             change.rows.insert(RowKey::Task(id));
@@ -179,8 +151,6 @@ impl State {
 
     /// The tasks of a node that have not ended.
     pub(crate) fn live_tasks(&self, node: NodeId) -> impl Iterator<Item = &Task> {
-        self.tasks
-            .values()
-            .filter(move |task| task.node == node && task.end.is_none())
+        self.tasks.values().filter(move |task| task.node == node && task.end.is_none())
     }
 }

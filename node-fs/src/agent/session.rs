@@ -161,7 +161,7 @@ impl Agent {
     }
 
     /// Its processes go on, without secrets; its cgroup is removed when they end.
-    fn drop_task(&self, task: keyhole_domain::TaskId, reason: String) {
+    pub(super) fn drop_task(&self, task: keyhole_domain::TaskId, reason: String) {
         tracing::error!(%task, reason, "the task is no longer one of the cluster: it sees nothing now");
         let core = self.core.clone();
         tokio::spawn(async move { core.end(task).await });
@@ -175,9 +175,13 @@ impl Agent {
     }
 }
 
+/// A manager of our own cluster denies a valid certificate its stream only when the node is no member (any more).
 fn ended(addr: &str, status: &Status) -> AgentError {
-    let message = format!("{} ({})", status.message(), status.code());
-    AgentError::Status { addr: addr.to_owned(), message }
+    let (addr, message) = (addr.to_owned(), format!("{} ({})", status.message(), status.code()));
+    match status.code() {
+        Code::PermissionDenied => AgentError::Removed { addr, message },
+        _ => AgentError::Status { addr, message },
+    }
 }
 
 async fn report(mut client: Client, revision: Revision) -> Done {

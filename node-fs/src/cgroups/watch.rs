@@ -78,9 +78,10 @@ impl CgroupWatch {
         self.populated_once
     }
 
-    /// Waits until the cgroup ends; the limit for an empty one counts from this call.
-    pub async fn ended(mut self) -> CgroupEnd {
-        let deadline = Instant::now() + UNPOPULATED_LIMIT;
+    /// Waits until the cgroup ends. `age` is how long it has been a task's: the limit for an empty one counts
+    /// from there, so that one which emptied while nobody watched is dropped soon after.
+    pub async fn ended(mut self, age: Duration) -> CgroupEnd {
+        let deadline = Instant::now() + UNPOPULATED_LIMIT.saturating_sub(age);
         self.ended_by(deadline).await
     }
 
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
 
     async fn end_of(watch: CgroupWatch) -> CgroupEnd {
-        tokio::time::timeout(Duration::from_secs(20), watch.ended()).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(20), watch.ended(Duration::ZERO)).await.unwrap()
     }
 
     #[tokio::test]

@@ -257,7 +257,7 @@ impl Tasks {
         let tasks = self.clone();
         tokio::spawn(async move {
             let end = match CgroupWatch::open(&tasks.root, &task.path, task.cgroup) {
-                Ok(watch) => watch.ended().await,
+                Ok(watch) => watch.ended(age(&task)).await,
                 Err(_) => CgroupEnd::Removed,
             };
             tasks.ended(&task, end).await;
@@ -279,6 +279,11 @@ impl Tasks {
             tracing::warn!(%error, "a task's cgroup is left behind");
         }
     }
+}
+
+/// How long it has been a task, by this machine's clock; nothing if that was set back meanwhile.
+fn age(task: &Task) -> Duration {
+    Duration::from_nanos(now().0.saturating_sub(task.since.0))
 }
 
 /// A name or an id, so that nothing else gets into lists and logs.
