@@ -62,9 +62,7 @@ pub enum JoinError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The manager refused.
-    #[error(
-        "the manager at {addr} refused to let this node join: {reason}; `keyhole cluster join-token worker` shows the token of now"
-    )]
+    #[error("the manager at {addr} refused to let this node join: {reason}")]
     Refused {
         /// The manager.
         addr: String,

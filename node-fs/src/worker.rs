@@ -39,6 +39,9 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(15);
 /// The pause between attempts to join.
 const JOIN_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a worker that is asked to end goes on: tasks often end at the same moment.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 const _: () = assert!(MAX_SECRET_BYTES <= u32::MAX as usize);
 
 /// Why a worker cannot serve.
@@ -233,7 +236,7 @@ async fn become_member(
                 return Ok(membership);
             }
             Err(error) if error.is_transient() && Instant::now() < deadline => {
-                tracing::info!(%error, "cannot join yet; trying again");
+                tracing::debug!(%error, "cannot join yet; trying again");
                 tokio::time::sleep(JOIN_AGAIN).await;
             }
             Err(error) => return Err(error),
@@ -306,6 +309,21 @@ fn service_of(core: &CoreHandle, task: TaskId) -> String {
     found.and_then(|at| tasks.get(at)).map(|task| task.service.clone()).unwrap_or_default()
 }
 
+/// SIGTERM: ends this process once what has just ended was told and tidied up.
+async fn end_on_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut asked) => {
+            asked.recv().await;
+            tokio::time::sleep(LAST_WORDS).await;
+            std::process::exit(0);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot wait for SIGTERM: it ends this worker at once")
+        }
+    }
+}
+
 /// What runs on the runtime, beside the service threads.
 struct Parts {
     agent: Agent,
@@ -322,6 +340,7 @@ impl Parts {
     fn start(self) {
         let tasks = Tasks::new(self.root, self.cgroups, self.core, self.agent_handle);
         tasks.watch_all();
+        tokio::spawn(end_on_signal());
         tokio::spawn(self.agent.run());
         tokio::spawn(self.renewal.run());
         let control = ControlApi::new(tasks, self.facts);

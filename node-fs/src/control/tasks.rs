@@ -162,7 +162,7 @@ impl Tasks {
         wait: Duration,
     ) -> Result<Task, TaskError> {
         check_service(&service)?;
-        let (path, cgroup) = self.adopt(&which, allow_delegated)?;
+        let (path, cgroup) = adopt(&self.root, &self.core.tasks(), &which, allow_delegated)?;
         let task = Task { id: fresh_id()?, service, cgroup, path, own: false, since: now() };
         let tasks = self.clone();
         let work = async move {
@@ -221,37 +221,6 @@ impl Tasks {
         self.agent.end(task.id, &format!("not started: {error}"));
     }
 
-    fn adopt(
-        &self,
-        which: &Which,
-        allow_delegated: bool,
-    ) -> Result<(PathBuf, CgroupId), TaskError> {
-        let tasks: Vec<(TaskId, CgroupId)> =
-            self.core.tasks().iter().map(|task| (task.id, task.cgroup)).collect();
-        let runtimes = runtimes::running(&self.root);
-        let adopt =
-            |path: &std::path::Path| self.root.adopt(path, &tasks, &runtimes, allow_delegated);
-        let adopted = match which {
-            Which::Cgroup(path) => adopt(path)?,
-            Which::Process(pid) => {
-                // While we hold this, the number means this process, or nothing.
-                let process = hold_process(*pid)?;
-                let place = self.root.of_process(&pid.to_string());
-                let place = place.map_err(|_| TaskError::NoProcess { pid: *pid })?;
-                let adopted = adopt(&self.root.directory_of(&place))?;
-                let again = self.root.of_process(&pid.to_string()).ok();
-                if !lives(&process) {
-                    return Err(TaskError::NoProcess { pid: *pid });
-                }
-                if again.as_ref() != Some(&place) {
-                    return Err(TaskError::Moved { pid: *pid });
-                }
-                adopted
-            }
-        };
-        Ok((adopted.directory, adopted.id))
-    }
-
     /// Ends the task when its cgroup does.
     fn watch(self: &Arc<Self>, task: Task) {
         let tasks = self.clone();
@@ -286,6 +255,37 @@ fn age(task: &Task) -> Duration {
     Duration::from_nanos(now().0.saturating_sub(task.since.0))
 }
 
+/// The cgroup to make a task of, judged beside the tasks that are there.
+fn adopt(
+    root: &CgroupRoot,
+    tasks: &[Task],
+    which: &Which,
+    allow_delegated: bool,
+) -> Result<(PathBuf, CgroupId), TaskError> {
+    let tasks: Vec<(TaskId, CgroupId)> = tasks.iter().map(|task| (task.id, task.cgroup)).collect();
+    let runtimes = runtimes::running(root);
+    let adopt = |path: &std::path::Path| root.adopt(path, &tasks, &runtimes, allow_delegated);
+    let adopted = match which {
+        Which::Cgroup(path) => adopt(path)?,
+        Which::Process(pid) => {
+            // While we hold this, the number means this process, or nothing.
+            let process = hold_process(*pid)?;
+            let place = root.of_process(&pid.to_string());
+            let place = place.map_err(|_| TaskError::NoProcess { pid: *pid })?;
+            let adopted = adopt(&root.directory_of(&place))?;
+            let again = root.of_process(&pid.to_string()).ok();
+            if !lives(&process) {
+                return Err(TaskError::NoProcess { pid: *pid });
+            }
+            if again.as_ref() != Some(&place) {
+                return Err(TaskError::Moved { pid: *pid });
+            }
+            adopted
+        }
+    };
+    Ok((adopted.directory, adopted.id))
+}
+
 /// A name or an id, so that nothing else gets into lists and logs.
 fn check_service(text: &str) -> Result<(), TaskError> {
     let id = text.parse::<keyhole_domain::ServiceId>().is_ok();
@@ -314,3 +314,6 @@ fn lives(process: &std::os::fd::OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0))
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ fn state(n: u8, run: &SecretFd) -> SavedState {
         service: "web".to_owned(),
         cgroup: CgroupId(n.into()),
         path: format!("/cg/{n}").into(),
-        own: n % 2 == 0,
+        own: n.is_multiple_of(2),
         since: Timestamp(n.into()),
     };
     SavedState {
