@@ -97,12 +97,20 @@ impl CgroupWatch {
                 // The file of a removed cgroup answers ENODEV.
                 Ok(Err(_)) => return CgroupEnd::Removed,
                 Err(_elapsed) if self.removed() => return CgroupEnd::Removed,
+                // A signal that got lost costs seconds, not the task's end.
+                Err(_elapsed) if self.is_empty_again() => return CgroupEnd::Emptied,
                 Err(_elapsed) if !self.populated_once && Instant::now() >= deadline => {
                     return CgroupEnd::NeverPopulated;
                 }
                 Err(_elapsed) => {}
             }
         }
+    }
+
+    fn is_empty_again(&mut self) -> bool {
+        let now = read_events(self.events.get_ref());
+        self.populated_once |= now.as_ref().is_ok_and(|events| events.populated);
+        self.populated_once && now.is_ok_and(|events| !events.populated)
     }
 
     async fn changed(&mut self) -> io::Result<Events> {
