@@ -5,10 +5,11 @@
 //! Invariant: when [`Stage::publish`] returns, no new open sees what it took away, and no page of
 //! it is left in the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use fuser::{INodeNo, Notifier};
@@ -17,6 +18,12 @@ use keyhole_view::{Changes, FileState, Ino, View};
 
 use crate::handles::Handles;
 use crate::values::{SealedInMemory, Values};
+
+/// For how long a version that was just replaced can still be opened by its own task. An open(2) is
+/// a LOOKUP and an OPEN; when a rotation comes between, the kernel tries once more, and when another
+/// one comes between those two, the application would see ESTALE. A call that begins after the
+/// rotation looks the name up anew and gets the new version in any case.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The one stage of a worker, shared by the filesystem and by whoever brings assignments.
 #[derive(Debug)]
@@ -30,11 +37,18 @@ pub struct Stage {
     sweep_wanted: OnceLock<SyncSender<()>>,
     /// What changed before there was a kernel to tell.
     untold: Mutex<Changes>,
+    /// What was replaced within the grace, and when.
+    just_retired: Mutex<BTreeMap<Ino, Instant>>,
+    grace: Duration,
 }
 
 impl Stage {
     /// Shows `view` to begin with: the empty one, or what an earlier worker left.
     pub fn new(view: View, handles: Handles, values: Values) -> Arc<Self> {
+        Self::with_grace(view, handles, values, GRACE)
+    }
+
+    fn with_grace(view: View, handles: Handles, values: Values, grace: Duration) -> Arc<Self> {
         Arc::new(Self {
             view: ArcSwap::from_pointee(view),
             making: Mutex::default(),
@@ -43,6 +57,8 @@ impl Stage {
             kernel: OnceLock::new(),
             sweep_wanted: OnceLock::new(),
             untold: Mutex::default(),
+            just_retired: Mutex::default(),
+            grace,
         })
     }
 
@@ -97,8 +113,8 @@ impl Stage {
         for (key, value) in values {
             self.values.insert_sealed(key, value);
         }
-        let held = |ino| self.handles.held(ino);
-        let (next, mut changes) = self.view().next(assignment, live, now, held);
+        let (next, mut changes) = self.view().next(assignment, live, now, |ino| self.is_kept(ino));
+        self.start_grace(&changes.retired);
         self.view.store(Arc::new(next));
         if let Some((_, swept)) = self.sweep_in_place() {
             merge(&mut changes, swept);
@@ -114,6 +130,9 @@ impl Stage {
 
     fn sweep(&self) {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let untold = std::mem::take(&mut *self.untold());
+        self.tell_kernel(&untold);
+        self.just_retired().retain(|_, since| since.elapsed() < self.grace);
         let Some((before, changes)) = self.sweep_in_place() else { return };
         self.tell_kernel(&changes);
         // Only what was shown: those of the next assignment may be coming in right now.
@@ -124,7 +143,7 @@ impl Stage {
     /// The view before, and what changed, if anything did.
     fn sweep_in_place(&self) -> Option<(Arc<View>, Changes)> {
         let before = self.view.load_full();
-        let (next, changes) = before.sweep(|ino| self.handles.held(ino))?;
+        let (next, changes) = before.sweep(|ino| self.is_kept(ino))?;
         self.view.store(Arc::new(next));
         Some((before, changes))
     }
@@ -145,8 +164,44 @@ impl Stage {
         }
     }
 
-    fn untold(&self) -> std::sync::MutexGuard<'_, Changes> {
+    fn untold(&self) -> MutexGuard<'_, Changes> {
         self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a file can be opened although a newer version has its name: its caller may have
+    /// looked the name up just before.
+    pub(crate) fn is_just_retired(&self, ino: Ino) -> bool {
+        self.just_retired().get(&ino).is_some_and(|since| since.elapsed() < self.grace)
+    }
+
+    fn is_kept(&self, ino: Ino) -> bool {
+        self.handles.held(ino) || self.is_just_retired(ino)
+    }
+
+    fn start_grace(&self, retired: &BTreeSet<Ino>) {
+        if retired.is_empty() || self.grace.is_zero() {
+            return;
+        }
+        let now = Instant::now();
+        self.just_retired().extend(retired.iter().map(|ino| (*ino, now)));
+        self.want_sweep();
+    }
+
+    /// When the next file's grace ends, if one has any.
+    fn grace_left(&self) -> Option<Duration> {
+        let oldest = self.just_retired().values().min().copied()?;
+        Some(self.grace.saturating_sub(oldest.elapsed()))
+    }
+
+    fn just_retired(&self) -> MutexGuard<'_, BTreeMap<Ino, Instant>> {
+        self.just_retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn want_sweep(&self) {
+        if let Some(wanted) = self.sweep_wanted.get() {
+            // Full: a sweep that has not begun yet will see this too.
+            let _already_wanted = wanted.try_send(());
+        }
     }
 
     /// Counts a reference of the kernel; to be undone with [`Stage::release`].
@@ -156,12 +211,8 @@ impl Stage {
 
     /// Counts references less. When the last one goes, what only they kept is let go of.
     pub(crate) fn release(&self, ino: Ino, count: u64) {
-        if !self.handles.remove(ino, count) || !self.is_past(ino) {
-            return;
-        }
-        if let Some(wanted) = self.sweep_wanted.get() {
-            // Full: a sweep that has not begun yet will see this too.
-            let _already_wanted = wanted.try_send(());
+        if self.handles.remove(ino, count) && self.is_past(ino) {
+            self.want_sweep();
         }
     }
 
@@ -176,12 +227,20 @@ impl Stage {
     }
 }
 
-fn sweep_on_demand(wishes: &Receiver<()>, stage: &std::sync::Weak<Stage>) {
-    while wishes.recv().is_ok() {
-        match stage.upgrade() {
-            Some(stage) => stage.sweep(),
-            None => return,
-        }
+/// Sweeps when somebody wishes and when a grace ends.
+fn sweep_on_demand(wishes: &Receiver<()>, stage: &Weak<Stage>) {
+    let mut grace_left = None;
+    loop {
+        let wish = match grace_left {
+            Some(limit) => wishes.recv_timeout(limit),
+            None => wishes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let Some(stage) = stage.upgrade().filter(|_| wish != Err(RecvTimeoutError::Disconnected))
+        else {
+            return;
+        };
+        stage.sweep();
+        grace_left = stage.grace_left();
     }
 }
 

@@ -39,11 +39,16 @@ fn assignment(version: u64) -> Assignment {
     Assignment { revision: Revision { incarnation: 1, index: version }, tasks: vec![task] }
 }
 
+/// Without grace: what nobody holds goes at once.
 fn stage() -> Arc<Stage> {
+    stage_with(Duration::ZERO)
+}
+
+fn stage_with(grace: Duration) -> Arc<Stage> {
     let memfd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let handles = Handles::load(memfd).unwrap();
     let values = Values::new(&SecretFd::create().unwrap()).unwrap();
-    Stage::new(View::empty(MountFacts { mounted: NOW }), handles, values)
+    Stage::with_grace(View::empty(MountFacts { mounted: NOW }), handles, values, grace)
 }
 
 fn insert(stage: &Stage, version: u64) {
@@ -135,4 +140,81 @@ fn the_last_handle_of_an_old_version_wakes_the_sweeper_and_others_do_not() {
     wishes.try_recv().unwrap();
     stage.release(Ino::ROOT, 1);
     assert!(wishes.try_recv().is_err());
+}
+
+#[test]
+fn a_replaced_version_can_be_opened_for_its_grace_and_then_goes() {
+    let grace = Duration::from_millis(200);
+    let stage = stage_with(grace);
+    show(&stage, 1);
+    let first = password(&stage);
+    let (session, _kernel) = session();
+    stage.connect(session.notifier()).unwrap();
+    assert!(!stage.is_just_retired(first));
+    let start = Instant::now();
+    show(&stage, 2);
+    // An open(2) that looked the name up before the rotation asks for it now.
+    let seen = stage.is_just_retired(first) && stage.view().readable(first) == Ok(key(1));
+    assert!(seen || start.elapsed() > grace);
+    while stage.view().readable(first).is_ok() || kept(&stage) != [2] {
+        assert!(start.elapsed() < Duration::from_secs(10), "it goes by itself");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(start.elapsed() >= grace && !stage.is_just_retired(first));
+}
+
+struct Nothing;
+impl fuser::Filesystem for Nothing {}
+
+/// A session whose kernel end is a socket of ours.
+fn session() -> (fuser::Session<Nothing>, std::os::fd::OwnedFd) {
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let superblock = crate::mount::Superblock::create().unwrap();
+    rustix::net::send(&ours, superblock.init(), SendFlags::empty()).unwrap();
+    let acl = fuser::SessionACL::All;
+    let session = fuser::Session::from_fd(Nothing, theirs, acl, fuser::Config::default()).unwrap();
+    rustix::net::recv(&ours, &mut [0; 4096], RecvFlags::empty()).unwrap();
+    (session, ours)
+}
+
+/// The next notification: its code, the inode and the offset of FUSE_NOTIFY_INVAL_INODE.
+fn told(kernel: &std::os::fd::OwnedFd) -> (i32, u64, i64) {
+    let mut message = [0; 64];
+    let mut ready = [rustix::event::PollFd::new(kernel, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut ready, Some(&limit)), Ok(1), "the kernel is told");
+    assert_eq!(rustix::io::read(kernel, &mut message), Ok(40));
+    let code = i32::from_ne_bytes(message[4..8].try_into().unwrap());
+    let ino = u64::from_ne_bytes(message[16..24].try_into().unwrap());
+    (code, ino, i64::from_ne_bytes(message[24..32].try_into().unwrap()))
+}
+
+#[test]
+fn the_kernel_is_told_also_of_what_changed_before_it_was_there() {
+    const INVAL_INODE: i32 = 2;
+    let stage = stage();
+    show(&stage, 1);
+    let first = password(&stage);
+    stage.hold(first).unwrap();
+    show(&stage, 2);
+    let second = password(&stage);
+    let (session, kernel) = session();
+    stage.connect(session.notifier()).unwrap();
+    assert_eq!(told(&kernel), (INVAL_INODE, first.0, -1), "retired: attributes");
+
+    let empty = Assignment { revision: Revision { incarnation: 1, index: 3 }, tasks: vec![] };
+    stage.publish(&empty, &BTreeSet::new(), NOW);
+    let mut revoked = [told(&kernel), told(&kernel)];
+    revoked.sort_unstable();
+    let mut expected = [first, second].map(|ino| (INVAL_INODE, ino.0, 0));
+    expected.sort_unstable();
+    assert_eq!(revoked, expected, "revoked: pages too");
+    assert!(stage.connect(session.notifier()).is_err());
 }
