@@ -8,6 +8,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,6 +26,7 @@ pub struct Daemon {
     child: Child,
     ended: Option<ExitStatus>,
     lines: Receiver<String>,
+    reader: JoinHandle<()>,
     log: PathBuf,
 }
 
@@ -43,14 +45,14 @@ impl Daemon {
         drop(command);
         let mut file = File::create(&log).expect("the ground's folder is there");
         let (sender, lines) = channel();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 let _ = writeln!(file, "{line}");
                 let _ = sender.send(line);
             }
         });
-        Self { name: name.to_owned(), child, ended: None, lines, log }
+        Self { name: name.to_owned(), child, ended: None, lines, reader, log }
     }
 
     /// Its process.
@@ -89,7 +91,15 @@ impl Daemon {
     /// Waits until it ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let name = self.name.clone();
-        wait::until(&format!("{name} to end"), || self.ended().ok_or_else(|| "it runs".to_owned()))
+        let status = wait::until(&format!("{name} to end"), || {
+            self.ended().ok_or_else(|| "it runs".to_owned())
+        });
+        // Its last words may be on their way yet; a child that it left behind may keep the pipe open.
+        let start = Instant::now();
+        while !self.reader.is_finished() && start.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        status
     }
 
     /// Whether it has ended.

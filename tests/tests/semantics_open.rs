@@ -133,8 +133,20 @@ fn s23_a_past_inode_is_estale() {
     let past = task.open(&pw, libc::O_PATH).unwrap();
     let open = task.open(&pw, libc::O_RDONLY).unwrap();
     machine.rotate("pw", "two");
-    assert_eq!(task.reopen(past, libc::O_RDONLY), Err(ESTALE));
-    assert_eq!(task.reopen(open, libc::O_RDONLY), Err(ESTALE));
+    assert_eq!(task.text(&pw), Ok("two".into()), "by path at once");
+    for held in [past, open] {
+        machine.until("the second of grace to pass", || match task.reopen(held, libc::O_RDONLY) {
+            Ok(again) => {
+                assert_eq!(task.read(again, 10), Ok(b"one".to_vec()), "never another version");
+                task.close(again);
+                false
+            }
+            Err(errno) => {
+                assert_eq!(errno, ESTALE);
+                true
+            }
+        });
+    }
     assert_eq!(task.read(open, 10), Ok(b"one".to_vec()));
     for turn in 0..50 {
         machine.rotate("pw", format!("turn {turn}"));
