@@ -5,7 +5,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use keyhole_tests::{Answer, Ask, EACCES, EBADF, ENOENT, Ground, Probe, TestCgroup, mounts};
+use keyhole_tests::{
+    Answer, Ask, EACCES, EBADF, ENOENT, Ground, Machine, Probe, TestCgroup, mounts, wait,
+};
+use rustix::process::{Pid, Signal, kill_process};
 
 fn stand() -> (Arc<Ground>, Probe) {
     let ground = Arc::new(Ground::new());
@@ -109,6 +112,32 @@ fn a_test_leaves_nothing_behind_when_it_panics() {
     assert!(!folder.exists() && !cgroup.exists());
     assert!(mounts().iter().all(|mount| !mount.at.starts_with(&folder)));
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_node_that_hangs_is_torn_down() {
+    let machine = Machine::start();
+    let task = machine.web("hunter2");
+    let worker = machine.node.worker().expect("it has a worker");
+    let Machine { mut node, cluster } = machine;
+    let (mount, cgroup) = (node.mount(), node.ground().cgroup().path().to_owned());
+    let pids = [node.supervisor().pid(), worker, task.pid()];
+    node.supervisor().signal(Signal::STOP);
+    kill_process(Pid::from_raw(worker).unwrap(), Signal::STOP).unwrap();
+    // It waits in the kernel for an answer that nobody will give, and cannot even be killed.
+    task.begin(&Ask::Slurp(mount.join("pw")));
+    drop(node);
+    drop(task);
+    drop(cluster);
+    assert!(mounts().iter().all(|found| found.at != mount));
+    assert!(!cgroup.exists());
+    for pid in pids {
+        wait::until("its processes to be gone", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // A zombie has ended; who reaps it is another matter.
+            if stat.is_empty() || stat.contains(") Z ") { Ok(()) } else { Err(stat) }
+        });
+    }
 }
 
 #[test]

@@ -3,11 +3,23 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use keyhole_tests::{Ask, EACCES, ENOENT, Machine, Probe, probe_binary};
+use keyhole_tests::{Ask, EACCES, ENOENT, Machine, NodeOptions, Probe, probe_binary};
+
+/// The clauses hold whichever way the node asks the kernel who is calling.
+fn in_both_ways(check: impl Fn(Machine)) {
+    for identity in ["auto", "proc"] {
+        let args = vec!["--identity".to_owned(), identity.to_owned()];
+        eprintln!("--identity {identity}");
+        check(Machine::start_with(NodeOptions { args, ..NodeOptions::default() }));
+    }
+}
 
 #[test]
 fn s01_the_cgroup_makes_the_task() {
-    let machine = Machine::start();
+    in_both_ways(s01);
+}
+
+fn s01(machine: Machine) {
     let task = machine.web("hunter2");
     let pw = machine.at("pw");
     assert_eq!(task.text(&pw), Ok("hunter2".into()));
@@ -48,7 +60,10 @@ fn s02_everyone_else_sees_an_empty_directory() {
 
 #[test]
 fn s03_a_process_is_judged_where_it_is() {
-    let machine = Machine::start();
+    in_both_ways(s03);
+}
+
+fn s03(machine: Machine) {
     let task = machine.web("hunter2");
     let pw = machine.at("pw");
     let mover = machine.node.outsider();
@@ -65,7 +80,10 @@ fn s03_a_process_is_judged_where_it_is() {
 
 #[test]
 fn s04_the_nearest_task_decides() {
-    let machine = Machine::start();
+    in_both_ways(s04);
+}
+
+fn s04(machine: Machine) {
     let outer = machine.web("outer");
     machine.secret("inner", "inner");
     machine.service("inner", &["source=inner,target=pw", "inner"]);
@@ -82,7 +100,10 @@ fn s04_the_nearest_task_decides() {
 
 #[test]
 fn s05_children_and_threads_are_the_tasks() {
-    let machine = Machine::start();
+    in_both_ways(s05);
+}
+
+fn s05(machine: Machine) {
     let task = machine.web("hunter2");
     let pw = || Ask::Slurp(machine.node.path("pw"));
     assert_eq!(task.bytes(Ask::Forked(Box::new(pw()))), Ok(b"hunter2".to_vec()));
@@ -115,7 +136,10 @@ fn s06_ids_do_not_make_a_task() {
 
 #[test]
 fn s07_another_pid_namespace_changes_nothing() {
-    let machine = Machine::start();
+    in_both_ways(s07);
+}
+
+fn s07(machine: Machine) {
     let task = machine.web("hunter2");
     let outsider = machine.node.outsider();
     for probe in [&task, &outsider] {
@@ -128,7 +152,10 @@ fn s07_another_pid_namespace_changes_nothing() {
 
 #[test]
 fn s08_another_mount_namespace_and_a_bind_change_nothing() {
-    let machine = Machine::start();
+    in_both_ways(s08);
+}
+
+fn s08(machine: Machine) {
     let task = machine.web("hunter2");
     let outsider = machine.node.outsider();
     let bind = task.scratch().join("bind");
@@ -151,7 +178,10 @@ fn s08_another_mount_namespace_and_a_bind_change_nothing() {
 
 #[test]
 fn s09_another_user_namespace_changes_only_how_owners_show() {
-    let machine = Machine::start();
+    in_both_ways(s09);
+}
+
+fn s09(machine: Machine) {
     machine.secret("pw", "hunter2");
     let shifted = "source=pw,target=shifted,uid=100000,gid=100000,mode=0400";
     let grants = ["pw", "source=pw,target=locked,mode=0400", shifted];
