@@ -27,7 +27,7 @@ use crate::caller::Callers;
 use crate::meter::Meter;
 use crate::stage::Stage;
 
-/// An open that was granted, for the audit.
+/// An open, for the audit.
 #[derive(Debug, Clone, Copy)]
 pub struct Opened<'a> {
     /// The file, with its task, secret and version.
@@ -36,9 +36,11 @@ pub struct Opened<'a> {
     pub tid: u32,
     /// Its user.
     pub uid: u32,
+    /// Why it was refused; `None`: it was granted.
+    pub refused: Option<Denied>,
 }
 
-/// Told of every open that is granted, before the kernel is. Runs on a service thread: it must not
+/// Told of every open of a known file, before the kernel is, but for those that it is made to ask again. Runs on a service thread: it must not
 /// block, nor touch the mount.
 pub type OnOpen = Box<dyn Fn(Opened<'_>) + Send + Sync>;
 
@@ -106,6 +108,10 @@ impl Secrets {
         let caller = self.caller(request);
         self.held(ino, || {
             let view = self.stage.view();
+            let note = |file, refused| {
+                let (tid, uid) = (request.pid(), request.uid());
+                (self.on_open)(Opened { file, tid, uid, refused });
+            };
             let file = match (view.open(caller, ino, flags.0), view.file(ino)) {
                 (Ok(file), _) => file,
                 // Judged last by the view: it is the caller's own, and only to be read.
@@ -114,14 +120,19 @@ impl Secrets {
                 {
                     file
                 }
-                (Err(denied), _) => return Err(errno(denied)),
+                (Err(denied), known) => {
+                    if let (Some((file, _)), true) = (known, denied != Denied::Stale) {
+                        note(file, Some(denied));
+                    }
+                    return Err(errno(denied));
+                }
             };
             if !self.stage.values().contains(&file.value) {
                 tracing::error!(secret = %file.value.secret, version = %file.value.version,
                     "a file is shown whose value is missing");
                 return Err(Errno::EIO);
             }
-            (self.on_open)(Opened { file, tid: request.pid(), uid: request.uid() });
+            note(file, None);
             Ok(())
         })
     }

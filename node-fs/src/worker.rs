@@ -298,7 +298,7 @@ fn audited(audit: Audit, core: CoreHandle) -> impl Fn(Opened<'_>) + Send + Sync 
             target: file.target.to_string(),
             uid: opened.uid,
             pid: opened.tid,
-            refused: None,
+            refused: opened.refused.map(|denied| denied.to_string()),
         });
     }
 }
