@@ -1,5 +1,7 @@
 //! The rules that operators meet, one test each (docs/SEMANTICS.md, manager's part; design section 6).
 
+#![expect(clippy::unwrap_used, reason = "a step that fails here fails the test")]
+
 use std::collections::BTreeMap;
 
 use keyhole_domain::{FileMode, Labels, NodeId, SecretId, ServiceId, TaskId, Timestamp, Version};
