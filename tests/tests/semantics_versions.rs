@@ -322,3 +322,18 @@ fn s71_the_workers_death_is_not_seen() {
         });
     }
 }
+
+#[test]
+fn s72_a_removed_node_shows_nothing() {
+    let mut machine = Machine::start();
+    let task = machine.web("hunter2");
+    let pw = machine.at("pw");
+    let held = task.open(&pw, O_RDONLY).unwrap();
+    machine.cluster.restart(rustix::process::Signal::KILL);
+    assert_eq!(task.text(&pw), Ok("hunter2".into()), "out of reach is not removed");
+    let node = machine.cluster.ok(["node", "ls", "-q"]);
+    machine.cluster.ok(["node", "rm", "--force", node.trim()]);
+    machine.until("the name to go", || task.open(&pw, O_RDONLY) == Err(ENOENT));
+    assert_eq!(task.names(machine.node.mount()), Ok(vec![]));
+    revoked(&machine, &task, held);
+}
