@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use keyhole_secmem::SecretFd;
+use keyhole_secmem::{SecretFd, harden};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::attempts::Attempts;
@@ -91,6 +91,7 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     // First of all, so that no signal can leave a mount behind.
     let signals = sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
         .map_err(failed("block signals"))?;
+    harden()?;
     let mount_point =
         std::path::absolute(&config.mount_point).map_err(failed("resolve --mount"))?;
     let socket =
@@ -114,6 +115,13 @@ pub fn run(config: SupervisorConfig) -> Result<(), SupervisorError> {
     };
     let result = supervisor.serve();
     supervisor.shut_down(result)
+}
+
+/// No core and no look inside, as in every process of a node; there is no plaintext here, but nothing else to show either.
+fn harden() -> Result<(), SupervisorError> {
+    let refused = failed("harden this process");
+    let hardened = harden::forbid_dumps().map_err(io::Error::other);
+    hardened.and_then(|()| harden::forbid_cores().map_err(io::Error::other)).map_err(refused)
 }
 
 /// One FUSE connection and what belongs to it alone.

@@ -339,7 +339,7 @@ struct Parts {
 impl Parts {
     fn start(self) {
         let tasks = Tasks::new(self.root, self.cgroups, self.core, self.agent_handle);
-        tasks.watch_all();
+        tasks.watch_all(self.facts.worker_starts == 1);
         tokio::spawn(end_on_signal());
         tokio::spawn(self.agent.run());
         tokio::spawn(self.renewal.run());

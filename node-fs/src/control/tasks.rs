@@ -123,10 +123,11 @@ impl Tasks {
         &self.agent
     }
 
-    /// Watches the tasks that were there before this worker.
-    pub fn watch_all(self: &Arc<Self>) {
+    /// Watches the tasks that were there before this worker. When the whole node `started`, nobody is on the way into
+    /// an empty cgroup any more: its task ended while nobody looked.
+    pub fn watch_all(self: &Arc<Self>, started: bool) {
         for task in self.core.tasks().iter() {
-            self.watch(task.clone());
+            self.watch(task.clone(), if started { Duration::MAX } else { age(task) });
         }
     }
 
@@ -202,7 +203,7 @@ impl Tasks {
     async fn introduce(self: &Arc<Self>, task: &Task, wait: Duration) -> Result<(), TaskError> {
         self.core.register(task.clone()).await??;
         tracing::info!(task = %task.id, service = task.service, cgroup = %task.path.display(), "task registered");
-        self.watch(task.clone());
+        self.watch(task.clone(), Duration::ZERO);
         let files = async {
             self.agent.claim(task.clone()).await?;
             self.core.settled(task.id).await??;
@@ -222,11 +223,11 @@ impl Tasks {
     }
 
     /// Ends the task when its cgroup does.
-    fn watch(self: &Arc<Self>, task: Task) {
+    fn watch(self: &Arc<Self>, task: Task, age: Duration) {
         let tasks = self.clone();
         tokio::spawn(async move {
             let end = match CgroupWatch::open(&tasks.root, &task.path, task.cgroup) {
-                Ok(watch) => watch.ended(age(&task)).await,
+                Ok(watch) => watch.ended(age).await,
                 Err(_) => CgroupEnd::Removed,
             };
             tasks.ended(&task, end).await;
@@ -236,7 +237,7 @@ impl Tasks {
     async fn ended(&self, task: &Task, end: CgroupEnd) {
         let reason = match end {
             CgroupEnd::Emptied => "its last process ended",
-            CgroupEnd::NeverPopulated => "no process entered its cgroup within 30 s",
+            CgroupEnd::NeverPopulated => "no process is in its cgroup",
             CgroupEnd::Removed => "its cgroup was removed",
         };
         if let Ok(Some(_)) = self.core.end(task.id).await {
