@@ -44,6 +44,22 @@ pub struct Change {
     pub values: Vec<(ValueKey, SealedInMemory)>,
 }
 
+impl Change {
+    /// Both in one: the newer assignment, and whichever values of the two it names. A complete assignment says nothing
+    /// about the one before, so nobody misses what was never shown.
+    fn followed_by(self, newer: Self) -> Self {
+        let named = newer.assignment.values();
+        let mut values: BTreeMap<ValueKey, SealedInMemory> = self.values.into_iter().collect();
+        values.extend(newer.values);
+        values.retain(|key, _| named.contains(key));
+        Self { assignment: newer.assignment, values: values.into_iter().collect() }
+    }
+
+    fn is_of(&self, incarnation: u64) -> bool {
+        self.assignment.revision.incarnation == incarnation
+    }
+}
+
 /// What happens to the core.
 #[derive(Debug)]
 enum Event {
@@ -167,6 +183,8 @@ pub struct Core {
     worker_starts: u64,
     refused: BTreeMap<TaskId, Refusal>,
     events: Receiver<Event>,
+    /// Taken out of `events` too early.
+    waiting: Option<Event>,
     published: watch::Sender<Published>,
     /// The view that the state memory has; `None` while it is behind.
     saved: Option<Arc<View>>,
@@ -191,6 +209,7 @@ impl Core {
             worker_starts: saved.worker_starts,
             refused: BTreeMap::new(),
             events: receiver,
+            waiting: None,
             published,
             saved: None,
         };
@@ -214,6 +233,9 @@ impl Core {
 
     /// The next event; when there is none, the state memory is brought up to what is shown.
     fn next(&mut self) -> Option<Event> {
+        if let Some(event) = self.waiting.take() {
+            return Some(event);
+        }
         match self.events.try_recv() {
             Ok(event) => return Some(event),
             Err(TryRecvError::Disconnected) => return None,
@@ -231,7 +253,10 @@ impl Core {
 
     fn step(&mut self, event: Event) {
         match event {
-            Event::Assigned(change) => self.assign(change),
+            Event::Assigned(change) => {
+                let change = self.newest(change);
+                self.assign(change);
+            }
             Event::Registered(task, done) => {
                 let added = self.registry.add(task);
                 self.show(Vec::new());
@@ -246,6 +271,23 @@ impl Core {
                 drop(done.send(ended));
             }
         }
+    }
+
+    /// Changes that came while the last one was made count as one: under rotations that are faster than this node, callers
+    /// are one change behind, never a queue of them.
+    fn newest(&mut self, mut change: Change) -> Change {
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                Event::Assigned(newer) if newer.is_of(change.assignment.revision.incarnation) => {
+                    change = change.followed_by(newer);
+                }
+                other => {
+                    self.waiting = Some(other);
+                    break;
+                }
+            }
+        }
+        change
     }
 
     /// A version's bytes never change within an incarnation: what is held already stays. In another
