@@ -15,6 +15,16 @@ pub fn probe_binary() -> PathBuf {
     beside("probe", "cargo build -p keyhole-tests --bins")
 }
 
+/// What opens and judges secrets as fast as it can.
+pub fn reader_binary() -> PathBuf {
+    beside("reader", "cargo build -p keyhole-tests --bins")
+}
+
+/// What keeps bytes on its heap for a memory scan to find.
+pub fn keeper_binary() -> PathBuf {
+    beside("keeper", "cargo build -p keyhole-tests --bins")
+}
+
 fn beside(name: &str, build: &str) -> PathBuf {
     let own = std::env::current_exe().expect("this executable has a path");
     // target/PROFILE/deps/TEST-HASH, or target/PROFILE/BENCH

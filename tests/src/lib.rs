@@ -11,21 +11,27 @@
 
 pub mod ask;
 mod binary;
+pub mod board;
 mod cgroup;
 mod cluster;
 mod daemon;
 mod ground;
+pub mod labelled;
 mod machine;
+pub mod member;
 mod mounts;
 mod node;
+pub mod operate;
 mod probe;
 mod probe_calls;
+pub mod reader;
+pub mod scan;
 pub mod wait;
 
 pub use ask::*;
-pub use binary::{keyhole_binary, probe_binary};
-pub use cgroup::TestCgroup;
-pub use cluster::{Cluster, Ran};
+pub use binary::{keeper_binary, keyhole_binary, probe_binary, reader_binary};
+pub use cgroup::{TestCgroup, cgroup_root};
+pub use cluster::{Cluster, Ran, free_address, plain_command, run};
 pub use daemon::Daemon;
 pub use ground::Ground;
 pub use machine::Machine;
