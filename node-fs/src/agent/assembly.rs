@@ -112,6 +112,11 @@ impl Assembly {
         Self { keys, info, opener: None, base: None, seen, partial: None }
     }
 
+    /// What comes from now on must not be older than this, seen meanwhile from another stream.
+    pub(super) fn never_before(&mut self, seen: Revision) {
+        self.seen = self.seen.max(seen);
+    }
+
     /// Takes the next part; gives a change when it was the last one of it.
     pub(super) fn take(
         &mut self,

@@ -1,12 +1,17 @@
 //! One stream, from its opening to its end.
+//!
+//! A manager ends a stream with the certificate it was opened with. So when the node has a new certificate, another
+//! stream is opened beside the one that runs, and takes its place: the node is connected all the time.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keyhole_domain::Revision;
 use keyhole_proto::v1;
 use keyhole_proto::v1::dispatch_client::DispatchClient;
 use keyhole_wire::seal::{EdgeKeyPair, Info, Protocol};
-use keyhole_wire::tls::{ManagerConnection, Role, connect_manager};
+use keyhole_wire::tls::{Identity, ManagerConnection, Role, connect_manager};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::Channel;
@@ -15,7 +20,8 @@ use tonic::{Code, Status, Streaming};
 use super::assembly::Assembly;
 use super::errands::{Answer, Errand, Outcome, claimed_in};
 use super::{Agent, AgentError, AgentStatus, addresses};
-use crate::core::{Ending, records};
+use crate::core::{CoreHandle, Ending, records};
+use crate::join::Membership;
 
 /// The largest part; the managers cut at about 1 MiB, and a value has 500 KiB at most.
 const MAX_PART: usize = 8 << 20;
@@ -28,101 +34,127 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 type Client = DispatchClient<Channel>;
 
+/// An open stream.
+#[derive(Debug)]
+struct Link {
+    client: Client,
+    parts: Streaming<v1::AssignmentPart>,
+    assembly: Assembly,
+    /// What it was opened with.
+    identity: Option<Arc<Identity>>,
+}
+
 /// What runs beside the stream.
 enum Done {
     Errand(Answer),
     Reported(Option<Revision>),
+    Opened(Box<Result<Link, AgentError>>),
+}
+
+/// How far the stream that takes this one's place is.
+#[derive(Debug)]
+enum Successor {
+    /// The certificate is still the one in use.
+    None,
+    /// It is being opened; nothing is claimed meanwhile, for the manager may not know yet that the task lives.
+    Opening,
+    /// It is being opened, and the stream before it has ended.
+    Awaited(AgentError),
 }
 
 impl Agent {
     /// Follows the manager at `addr` until something ends it; whether it ever gave an assignment.
     pub(super) async fn session(&mut self, addr: &str) -> (bool, AgentError) {
         let mut served = false;
-        let result = self.follow(addr, &mut served).await;
+        let Err(error) = self.follow(addr, &mut served).await;
         self.errands.recall();
-        let error = match result {
-            Err(error) => error,
-            Ok(()) => {
-                let message = "the manager closed the stream".to_owned();
-                AgentError::Status { addr: addr.to_owned(), message }
-            }
-        };
         (served, error)
     }
 
-    async fn follow(&mut self, addr: &str, served: &mut bool) -> Result<(), AgentError> {
-        let connection = connect_manager(addr, &self.membership.tls).await?;
-        let (client, mut parts, mut assembly) = self.open(addr, connection).await?;
+    async fn follow(&mut self, addr: &str, served: &mut bool) -> Result<Infallible, AgentError> {
+        let mut link = self.opening(addr).run().await?;
+        self.opened(addr);
+        let mut successor = Successor::None;
         let core = self.core.clone();
         let mut work = JoinSet::new();
         let mut retry = interval(AGAIN);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut reported, mut reporting) = (None, false);
         loop {
+            if let Successor::None = successor {
+                self.send_off(&link.client, &mut work);
+            }
             tokio::select! {
-                part = parts.message() => {
-                    let Some(part) = part.map_err(|status| ended(addr, &status))? else {
-                        return Ok(());
-                    };
-                    if self.take(addr, &mut assembly, part)? {
-                        *served = true;
+                part = link.parts.message(), if !matches!(successor, Successor::Awaited(_)) => {
+                    match part {
+                        Ok(Some(part)) => *served |= self.take(addr, &mut link.assembly, part)?,
+                        over => match (end(addr, over), &successor) {
+                            (error @ AgentError::Removed { .. }, _) | (error, Successor::None) => {
+                                return Err(error);
+                            }
+                            (error, _) => successor = Successor::Awaited(error),
+                        },
                     }
-                    self.send_off(&client, &mut work);
                 }
-                request = self.requests.recv() => {
-                    self.errands.take(request.ok_or(Ending)?);
-                    self.send_off(&client, &mut work);
-                }
+                request = self.requests.recv() => self.errands.take(request.ok_or(Ending)?),
                 shown = core.shown(reported), if *served && !reporting => {
                     reporting = true;
-                    work.spawn(report(client.clone(), shown?));
+                    work.spawn(report(link.client.clone(), shown?));
                 }
                 Some(done) = work.join_next(), if !work.is_empty() => match done {
-                    Ok(Done::Errand(answer)) => {
-                        self.settle(answer);
-                        self.send_off(&client, &mut work);
-                    }
+                    Ok(Done::Errand(answer)) => self.settle(answer),
                     Ok(Done::Reported(revision)) => {
                         reporting = false;
                         reported = revision.or(reported);
                     }
-                    Err(_panicked) => return Ok(()),
+                    Ok(Done::Opened(opened)) => match (*opened, successor) {
+                        (Ok(next), _) => {
+                            link = next;
+                            link.assembly.never_before(self.seen);
+                            self.opened(addr);
+                            successor = Successor::None;
+                        }
+                        (Err(_), Successor::Awaited(error)) | (Err(error @ AgentError::Removed { .. }), _) => {
+                            return Err(error);
+                        }
+                        (Err(error), _) => {
+                            tracing::debug!(%error, "no stream with the new certificate yet");
+                            successor = Successor::None;
+                        }
+                    },
+                    Err(panicked) => return Err(status(addr, panicked.to_string())),
                 },
-                _ = retry.tick() => self.send_off(&client, &mut work),
+                _ = retry.tick() => {
+                    if matches!(successor, Successor::None) && !self.uses(link.identity.as_ref()) {
+                        let opening = self.opening(addr);
+                        work.spawn(async move { Done::Opened(Box::new(opening.run().await)) });
+                        successor = Successor::Opening;
+                    }
+                }
             }
         }
     }
 
-    /// Opens the stream. When it is open, the manager knows which tasks live.
-    async fn open(
-        &self,
-        addr: &str,
-        connection: ManagerConnection,
-    ) -> Result<(Client, Streaming<v1::AssignmentPart>, Assembly), AgentError> {
-        let ManagerConnection { channel, exporter, manager } = connection;
-        let (node, cluster) = (self.membership.node, self.membership.cluster);
-        if manager.role != Role::Manager || manager.cluster != cluster {
-            let found = format!("{} {} of {}", manager.role.word(), manager.id, manager.cluster);
-            return Err(AgentError::NotOurs { addr: addr.to_owned(), found });
+    /// Whether the certificate is still this one.
+    fn uses(&self, identity: Option<&Arc<Identity>>) -> bool {
+        match (self.membership.tls.identity(), identity) {
+            (Some(now), Some(then)) => Arc::ptr_eq(&now, then),
+            (now, then) => now.is_none() && then.is_none(),
         }
-        let keys = EdgeKeyPair::generate()?;
-        let info = Info::new(Protocol::ManagerToNode, &cluster, &manager.id, node.as_str());
-        let request = v1::AssignmentsRequest {
-            stream_key: keys.public().as_bytes().to_vec().into(),
-            last: Some(records::revision_ref(self.seen)),
-            live: self.core.tasks().iter().map(|task| task.id.to_string()).collect(),
-        };
-        let mut client = Client::new(channel).max_decoding_message_size(MAX_PART);
-        let opened = timeout(OPENING, client.assignments(request)).await;
-        let parts = opened
-            .map_err(|_elapsed| ended(addr, &Status::unavailable("no stream within 20 s")))?
-            .map_err(|status| ended(addr, &status))?
-            .into_inner();
-        let assembly = Assembly::new(keys, info.exporter(&exporter), self.seen);
+    }
+
+    fn opening(&self, addr: &str) -> Opening {
+        Opening {
+            addr: addr.to_owned(),
+            membership: self.membership.clone(),
+            core: self.core.clone(),
+            seen: self.seen,
+        }
+    }
+
+    fn opened(&self, addr: &str) {
         tracing::info!(manager = addr, "stream of assignments open");
-        let status = AgentStatus { manager: Some(addr.to_owned()), trouble: None };
-        self.status.send_replace(status);
-        Ok((client, parts, assembly))
+        self.status.send_replace(AgentStatus { manager: Some(addr.to_owned()), trouble: None });
     }
 
     /// Takes a part; whether a change was complete with it.
@@ -173,6 +205,56 @@ impl Agent {
             work.spawn(run_errand(client.clone(), errand));
         }
     }
+}
+
+/// What it takes to open a stream.
+struct Opening {
+    addr: String,
+    membership: Membership,
+    core: CoreHandle,
+    seen: Revision,
+}
+
+impl Opening {
+    /// Opens the stream. When it is open, the manager knows which tasks live.
+    async fn run(self) -> Result<Link, AgentError> {
+        let Self { addr, membership, core, seen } = self;
+        let identity = membership.tls.identity();
+        let ManagerConnection { channel, exporter, manager } =
+            connect_manager(&addr, &membership.tls).await?;
+        let (node, cluster) = (membership.node, membership.cluster);
+        if manager.role != Role::Manager || manager.cluster != cluster {
+            let found = format!("{} {} of {}", manager.role.word(), manager.id, manager.cluster);
+            return Err(AgentError::NotOurs { addr, found });
+        }
+        let keys = EdgeKeyPair::generate()?;
+        let info = Info::new(Protocol::ManagerToNode, &cluster, &manager.id, node.as_str());
+        let request = v1::AssignmentsRequest {
+            stream_key: keys.public().as_bytes().to_vec().into(),
+            last: Some(records::revision_ref(seen)),
+            live: core.tasks().iter().map(|task| task.id.to_string()).collect(),
+        };
+        let mut client = Client::new(channel).max_decoding_message_size(MAX_PART);
+        let opened = timeout(OPENING, client.assignments(request)).await;
+        let parts = opened
+            .map_err(|_elapsed| ended(&addr, &Status::unavailable("no stream within 20 s")))?
+            .map_err(|status| ended(&addr, &status))?
+            .into_inner();
+        let assembly = Assembly::new(keys, info.exporter(&exporter), seen);
+        Ok(Link { client, parts, assembly, identity })
+    }
+}
+
+/// Why no further part comes.
+fn end(addr: &str, over: Result<Option<v1::AssignmentPart>, Status>) -> AgentError {
+    match over {
+        Ok(_) => status(addr, "the manager closed the stream".to_owned()),
+        Err(status) => ended(addr, &status),
+    }
+}
+
+fn status(addr: &str, message: String) -> AgentError {
+    AgentError::Status { addr: addr.to_owned(), message }
 }
 
 /// A manager of our own cluster denies a valid certificate its stream only when the node is no member (any more).
