@@ -209,6 +209,7 @@ fn datum(status: &v1::NodeStatusReply) -> Datum {
         ("ID", (&status.id).into()),
         ("Cluster", (&status.cluster).into()),
         ("Manager", (&status.manager).into()),
+        ("Trouble", (&status.trouble).into()),
         ("Revision", revision(status).into()),
         ("Mount", (&status.mount).into()),
         ("Tasks", status.tasks.into()),
@@ -218,14 +219,15 @@ fn datum(status: &v1::NodeStatusReply) -> Datum {
 }
 
 fn pretty(status: &v1::NodeStatusReply, now: u64) -> String {
-    let manager = match status.manager.as_str() {
-        "" => "none in reach; tasks keep what they have",
-        manager => manager,
+    let manager = match (status.manager.as_str(), status.trouble.as_str()) {
+        ("", "") => "none yet".to_owned(),
+        ("", trouble) => format!("none; tasks keep what they have ({trouble})"),
+        (manager, _) => manager.to_owned(),
     };
     pretty_lines(&[
         ("ID", status.id.clone()),
         ("Cluster", status.cluster.clone()),
-        ("Manager", manager.to_owned()),
+        ("Manager", manager),
         ("Revision", revision(status)),
         ("Mount", status.mount.clone()),
         ("Tasks", status.tasks.to_string()),

@@ -167,16 +167,18 @@ impl Control for ControlApi {
         let NodeFacts { membership, mount, worker_starts } = &*self.facts;
         let expires = membership.tls.identity().map_or(0, |id| id.subject().not_after);
         let core = self.tasks.core();
+        let agent = self.tasks.agent().status();
         Ok(Response::new(v1::NodeStatusReply {
             id: membership.node.to_string(),
             cluster: membership.cluster.to_string(),
-            manager: self.tasks.agent().status().manager.unwrap_or_default(),
+            manager: agent.manager.unwrap_or_default(),
             revision: Some(records::revision_ref(core.revision())),
             mount: mount.display().to_string(),
             tasks: u32::try_from(core.tasks().len()).unwrap_or(u32::MAX),
             worker_starts: *worker_starts,
             // Certificates count in seconds.
             certificate_expires_at: expires.saturating_mul(1_000_000_000),
+            trouble: agent.trouble.map(|why| why.to_string()).unwrap_or_default(),
         }))
     }
 }

@@ -19,7 +19,7 @@ use fuser::{
 };
 use keyhole_domain::TaskId;
 use keyhole_view::{
-    Attr, Denied, Entry, FileState, GENERATION, Ino, Kind, Mutation, ShownFile, StatFs, XattrAnswer,
+    Attr, Denied, Entry, GENERATION, Ino, Kind, Mutation, ShownFile, StatFs, XattrAnswer,
 };
 
 use crate::attempts::{Attempts, Verdict};
@@ -112,14 +112,9 @@ impl Secrets {
                 let (tid, uid) = (request.pid(), request.uid());
                 (self.on_open)(Opened { file, tid, uid, refused });
             };
-            let file = match (view.open(caller, ino, flags.0), view.file(ino)) {
+            let retired_for = || self.stage.retired_for(ino);
+            let file = match (view.open(caller, ino, flags.0, retired_for), view.file(ino)) {
                 (Ok(file), _) => file,
-                // Judged last by the view: it is the caller's own, and only to be read.
-                (Err(Denied::Stale), Some((file, FileState::Retired)))
-                    if self.stage.is_just_retired(ino) =>
-                {
-                    file
-                }
                 (Err(denied), known) => {
                     if let (Some((file, _)), true) = (known, denied != Denied::Stale) {
                         note(file, Some(denied));

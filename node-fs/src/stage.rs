@@ -14,16 +14,10 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use fuser::{INodeNo, Notifier};
 use keyhole_domain::{Assignment, TaskId, Timestamp, ValueKey};
-use keyhole_view::{Changes, FileState, Ino, View};
+use keyhole_view::{Changes, FileState, GRACE, Ino, View};
 
 use crate::handles::Handles;
 use crate::values::{SealedInMemory, Values};
-
-/// For how long a version that was just replaced can still be opened by its own task. An open(2) is
-/// a LOOKUP and an OPEN; when a rotation comes between, the kernel tries once more, and when another
-/// one comes between those two, the application would see ESTALE. A call that begins after the
-/// rotation looks the name up anew and gets the new version in any case.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// The one stage of a worker, shared by the filesystem and by whoever brings assignments.
 #[derive(Debug)]
@@ -168,14 +162,14 @@ impl Stage {
         self.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a file can be opened although a newer version has its name: its caller may have
-    /// looked the name up just before.
-    pub(crate) fn is_just_retired(&self, ino: Ino) -> bool {
-        self.just_retired().get(&ino).is_some_and(|since| since.elapsed() < self.grace)
+    /// How long ago a newer version took a file's name, while the grace of that lasts.
+    pub(crate) fn retired_for(&self, ino: Ino) -> Option<Duration> {
+        let time = self.just_retired().get(&ino)?.elapsed();
+        (time < self.grace).then_some(time)
     }
 
     fn is_kept(&self, ino: Ino) -> bool {
-        self.handles.held(ino) || self.is_just_retired(ino)
+        self.handles.held(ino) || self.retired_for(ino).is_some()
     }
 
     fn start_grace(&self, retired: &BTreeSet<Ino>) {

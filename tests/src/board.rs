@@ -12,8 +12,10 @@ pub const STOP: usize = 0;
 pub const STOP_MOVED: usize = 1;
 /// Who the moved process is; see [`who`].
 pub const WHO: usize = 2;
+/// The last number at [`WHO`] as which the moved process has read a value, from the open to the last byte.
+pub const READ_AS: usize = 3;
 /// From here on, by secret: the sequence number that every later open must show at least.
-pub const FLOORS: usize = 3;
+pub const FLOORS: usize = 4;
 
 const IDENTITIES: u64 = 8;
 

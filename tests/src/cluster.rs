@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::process::Signal;
 
 use crate::binary::keyhole_binary;
+use crate::clock::move_clock;
 use crate::daemon::{Daemon, code, die_with_parent};
 use crate::ground::Ground;
 use crate::node::{Node, NodeOptions};
@@ -22,6 +23,7 @@ pub struct Cluster {
     socket: PathBuf,
     data: PathBuf,
     args: Vec<String>,
+    days: i32,
     ground: Arc<Ground>,
 }
 
@@ -56,7 +58,7 @@ impl Cluster {
         command.args(&args);
         let mut manager = Daemon::start(&ground, "manager", command);
         manager.wait_for_word("ready");
-        Self { manager, address, socket, data, args, ground }
+        Self { manager, address, socket, data, args, days: 0, ground }
     }
 
     /// What the test stands on.
@@ -96,10 +98,16 @@ impl Cluster {
         self.resume();
     }
 
+    /// From its next start on the manager lives this many days after today.
+    pub fn set_days(&mut self, days: i32) {
+        self.days = days;
+    }
+
     /// Starts a manager that was stopped.
     pub fn resume(&mut self) {
         let mut command = manager_command(&self.data, self.address, &self.socket);
         command.args(&self.args);
+        move_clock(&mut command, self.days);
         self.manager = Daemon::start(&self.ground, "manager", command);
         self.manager.wait_for_word("ready");
     }

@@ -1,6 +1,7 @@
 //! What one test stands on: a temporary folder, a cgroup and the logs, shared by all that it starts.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 
 use tempfile::TempDir;
@@ -9,6 +10,35 @@ use crate::cgroup::TestCgroup;
 use crate::mounts;
 
 pub(crate) const EXCHANGE: &str = "x";
+
+/// A file system of its own for one folder.
+#[derive(Debug)]
+pub struct SmallDisk {
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    /// Where it is.
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
+    /// Another size; what is there stays.
+    pub fn resize(&self, mib: u32) {
+        self.mount(&format!("remount,size={mib}m"));
+    }
+
+    /// No write goes to it any more.
+    pub fn make_read_only(&self) {
+        self.mount("remount,ro");
+    }
+
+    fn mount(&self, options: &str) {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "kht"]).arg(&self.at);
+        assert!(mount.status().expect("mount is there").success(), "{mount:?}");
+    }
+}
 
 /// Removed when the last thing that stands on it is dropped. On a panic the logs are printed first.
 #[derive(Debug)]
@@ -45,6 +75,15 @@ impl Ground {
     /// The test's cgroup; nodes make their tasks' cgroups below it.
     pub fn cgroup(&self) -> &TestCgroup {
         &self.cgroup
+    }
+
+    /// A disk of this many MiB at a new folder below, unmounted at the end; its options can be changed.
+    pub fn small_disk(&self, name: &str, mib: u32) -> SmallDisk {
+        let at = self.folder().join(name);
+        std::fs::create_dir(&at).expect("the folder is ours");
+        let disk = SmallDisk { at };
+        disk.mount(&format!("size={mib}m,mode=0700"));
+        disk
     }
 
     /// A path for a log, printed if the test fails.

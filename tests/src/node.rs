@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binary::probe_binary;
-use crate::cgroup::cgroup_root;
+use crate::clock::move_clock;
 use crate::cluster::{Cluster, Ran, plain_command, run};
 use crate::daemon::{Daemon, die_with_parent};
 use crate::ground::Ground;
@@ -28,6 +28,8 @@ pub struct NodeOptions {
     pub args: Vec<String>,
     /// More environment.
     pub env: Vec<(String, String)>,
+    /// How many days after today it lives.
+    pub days: i32,
 }
 
 /// A node. Dropped: SIGTERM; if it hangs, its connection is aborted and its processes are killed.
@@ -105,12 +107,22 @@ impl Node {
         self.supervisor.wait()
     }
 
+    /// From its next start on the node lives this many days after today.
+    pub fn set_days(&mut self, days: i32) {
+        self.options.days = days;
+    }
+
     /// Starts a stopped node on the same folder. The token's file is gone: a node that joined needs none.
     pub fn resume(&mut self) {
-        let _ = fs::remove_file(self.folder.join("token"));
-        let command = command(&self.folder, &self.manager, &self.cgroups, &self.options);
+        let command = self.start_command();
         self.supervisor = Daemon::start(&self.ground, "node", command);
         self.supervisor.wait_for_word("ready");
+    }
+
+    /// What starts a stopped node again.
+    pub fn start_command(&self) -> Command {
+        let _ = fs::remove_file(self.folder.join("token"));
+        command(&self.folder, &self.manager, &self.cgroups, &self.options)
     }
 
     /// The CLI's command, pointed at this node.
@@ -163,14 +175,14 @@ fn command(folder: &Path, manager: &str, cgroups: &Path, options: &NodeOptions) 
     command.args(["node", "run", "--data-dir"]).arg(folder.join("data"));
     command.arg("--mount").arg(folder.join("secrets"));
     command.arg("--control-socket").arg(folder.join("n.sock"));
-    // Relative to the root of the hierarchy.
-    let parent = cgroups.strip_prefix(cgroup_root()).expect("test cgroups are below the root");
-    command.arg("--cgroup-parent").arg(parent);
+    // A whole path; the default is one that is relative to the root of the hierarchy.
+    command.arg("--cgroup-parent").arg(cgroups);
     let token = folder.join("token");
     if token.exists() {
         command.args(["--join", manager, "--token-file"]).arg(token);
     }
     command.args(&options.args).envs(options.env.iter().cloned());
+    move_clock(&mut command, options.days);
     command
 }
 

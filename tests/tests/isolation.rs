@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use keyhole_tests::board::{Board, FLOORS, STOP, STOP_MOVED, WHO, who};
+use keyhole_tests::board::{Board, FLOORS, READ_AS, STOP, STOP_MOVED, WHO, who};
 use keyhole_tests::labelled::{Label, value};
 use keyhole_tests::operate::Operator;
 use keyhole_tests::reader::{Reader, ReaderSpec, Report, Sight};
-use keyhole_tests::{Cluster, NodeOptions};
+use keyhole_tests::{Cluster, NodeOptions, wait};
 
 /// How the two faults are planted, for who wants to see the test fail. Each is a change in `node-fs/src/fuse.rs`.
 ///
@@ -160,7 +160,7 @@ fn read_all(scene: &Scene, scale: &Scale) -> Report {
         moved.join().expect("the moved process saw what it should")
     });
     println!("moved {} times: {moved:?}", scale.moves);
-    assert!(moved.reads > 0 && moved.unsure > 0, "{moved:?}");
+    assert!(moved.reads > u64::from(scale.moves) && moved.unsure > 0, "{moved:?}");
     let reports = readers.map(Reader::finish);
     reports.iter().fold(Report::default(), Report::plus)
 }
@@ -188,8 +188,12 @@ fn move_between(scene: &Scene, moves: u32) -> Report {
         let (identity, cgroup) = [(0, &scene.left), (1, &scene.right)][number as usize % 2];
         board.set(WHO, who(number, None));
         reader.move_to(cgroup);
-        board.set(WHO, who(number, Some(identity)));
-        std::thread::sleep(Duration::from_millis(3));
+        let settled = who(number, Some(identity));
+        board.set(WHO, settled);
+        wait::until("the moved process to read as who it is now", || {
+            let there = board.get(READ_AS) == settled || reader.ended();
+            if there { Ok(()) } else { Err(format!("moved {number} times")) }
+        });
         if reader.ended() {
             break;
         }

@@ -7,8 +7,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use keyhole_tests::{
-    Cluster, Daemon, Ground, Machine, cgroup_root, free_address, keyhole_binary, plain_command,
+    Cluster, Daemon, Ground, Machine, cgroup_root, free_address, keyhole_binary, move_clock,
+    plain_command,
 };
+use rustix::process::Signal;
 
 /// Runs a daemon that must fail, and gives its complaint: the last line, without the log's.
 fn complaint(ground: &Ground, command: Command) -> String {
@@ -81,6 +83,97 @@ fn an_unusable_data_folder() {
 }
 
 #[test]
+fn a_clock_that_is_wrong() {
+    let mut machine = Machine::start();
+    machine.node.stop(Signal::TERM);
+    let ground = Arc::clone(machine.node.ground());
+    let mut command = machine.node.start_command();
+    move_clock(&mut command, 40);
+    names(&complaint(&ground, command), &["expired 39 days ago", "clock"]);
+    // A clock that is behind may be set any moment: the node serves, and says what it waits for.
+    machine.node.set_days(-10);
+    machine.node.resume();
+    let trouble = || machine.node.ok(["node", "status", "--format", "{{.Trouble}}"]);
+    machine.until("the node to name the clock", || trouble().contains("not valid yet"));
+    names(&trouble(), &["clock", &machine.cluster.address().to_string()]);
+    machine.node.stop(Signal::TERM);
+    machine.node.set_days(0);
+    // The first contact of a node whose clock is behind.
+    let mut command = plain_command();
+    let token = ground.folder().join("token");
+    std::fs::write(&token, machine.cluster.node_token()).unwrap();
+    command.args(["node", "run", "--join", &machine.cluster.address().to_string()]);
+    command.arg("--token-file").arg(token).arg("--data-dir").arg(ground.folder().join("data"));
+    command.arg("--mount").arg(ground.folder().join("secrets"));
+    command.arg("--control-socket").arg(ground.folder().join("other.sock"));
+    move_clock(&mut command, -10);
+    names(&complaint(&ground, command), &["not valid yet", "clock"]);
+
+    machine.cluster.stop(Signal::TERM);
+    let listen = machine.cluster.address().to_string();
+    for days in [-10, 36_500] {
+        let mut command = manager(machine.cluster.data(), &listen, &ground);
+        move_clock(&mut command, days);
+        names(&complaint(&ground, command), &["clock says", "valid from", "set the clock"]);
+    }
+    machine.cluster.resume();
+    machine.node.resume();
+}
+
+#[test]
+fn a_data_folder_on_a_read_only_disk() {
+    let ground = Arc::new(Ground::new());
+    let disk = ground.small_disk("m", 16);
+    let mut cluster = Cluster::start_on(Arc::clone(&ground));
+    cluster.ok_with(["secret", "create", "pw", "-"], b"v");
+    cluster.stop(Signal::TERM);
+    disk.make_read_only();
+    let listen = cluster.address().to_string();
+    let line = complaint(&ground, manager(disk.at(), &listen, &ground));
+    names(&line, &[disk.at().to_str().unwrap(), "read-only file system"]);
+    let line = complaint(&ground, manager(&disk.at().join("new"), &listen, &ground));
+    names(&line, &[disk.at().to_str().unwrap(), "read-only file system", "--data-dir"]);
+}
+
+#[test]
+fn a_full_disk_under_the_store_loses_nothing_that_was_acknowledged() {
+    let ground = Arc::new(Ground::new());
+    let disk = ground.small_disk("m", 8);
+    let mut cluster = Cluster::start_on(Arc::clone(&ground));
+    let value = |number: usize| number.to_string().repeat(100_000);
+    let mut kept = Vec::new();
+    let refusal = loop {
+        let name = format!("s{}", kept.len());
+        let ran =
+            cluster.keyhole_with(["secret", "create", &name, "-"], value(kept.len()).as_bytes());
+        if ran.code != 0 {
+            break ran;
+        }
+        kept.push(name);
+    };
+    assert!(kept.len() > 5, "{kept:?}");
+    assert_eq!(refusal.stderr.trim_end().lines().count(), 1, "{}", refusal.stderr);
+    // What cannot be kept is not acknowledged, and a store that could not write must be read again.
+    let status = cluster.manager().wait();
+    assert_eq!(status.code(), Some(1));
+    let log = cluster.manager().log();
+    let line = log.lines().find(|line| line.starts_with("keyhole: ")).unwrap();
+    names(line, &["store.redb", "no space left", "free space"]);
+    disk.resize(64);
+    cluster.resume();
+    let shown = cluster.ok(["secret", "ls", "--format", "{{.Name}}"]);
+    let shown: Vec<&str> = shown.lines().collect();
+    assert!(kept.iter().all(|name| shown.contains(&name.as_str())), "{kept:?} of {shown:?}");
+    let grants = kept.iter().flat_map(|name| ["--secret", name]);
+    cluster.ok(["service", "create", "web"].into_iter().chain(grants));
+    let node = cluster.node();
+    let task = node.task("web");
+    for (number, name) in kept.iter().enumerate() {
+        assert_eq!(task.text(node.path(name)), Ok(value(number)));
+    }
+}
+
+#[test]
 fn an_empty_data_folder_without_init() {
     let ground = Ground::new();
     let mut command = plain_command();
@@ -102,7 +195,7 @@ fn two_managers_on_one_folder() {
 fn a_damaged_store_and_a_wrong_key() {
     let mut cluster = Cluster::start();
     cluster.ok_with(["secret", "create", "pw", "-"], b"v");
-    cluster.stop(rustix::process::Signal::TERM);
+    cluster.stop(Signal::TERM);
     let ground = Arc::clone(cluster.ground());
     let (listen, data) = (cluster.address().to_string(), cluster.data().to_owned());
     let store = data.join("store.redb");

@@ -183,6 +183,22 @@ fn two_nodes_each_hold_their_own_tasks() {
 }
 
 #[test]
+fn a_cluster_that_was_off_for_three_days_comes_back_by_itself() {
+    let mut machine = Machine::start();
+    let task = machine.web("one");
+    machine.node.stop(Signal::TERM);
+    machine.cluster.stop(Signal::TERM);
+    // Every certificate has expired meanwhile.
+    machine.cluster.set_days(3);
+    machine.node.set_days(3);
+    machine.cluster.resume();
+    machine.node.resume();
+    machine.until("the task's file", || task.text(machine.at("pw")) == Ok("one".into()));
+    machine.rotate("pw", "two");
+    assert_eq!(task.text(machine.at("pw")), Ok("two".into()));
+}
+
+#[test]
 fn certificates_renew_while_all_runs() {
     let cluster = Cluster::start();
     cluster.ok(["cluster", "update", "--cert-expiry", "10s"]);

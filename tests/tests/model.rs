@@ -384,7 +384,7 @@ impl Machine {
         }
         let (path, file) = files.iter().nth(at % files.len()).unwrap();
         let ino = self.resolve(Some(task(by)), path).unwrap();
-        assert!(self.view.open(Some(task(by)), ino, 0).is_ok());
+        assert!(self.view.open(Some(task(by)), ino, 0, || None).is_ok());
         self.held.push(Held { by, ino, path: path.clone(), file: *file });
     }
 
@@ -445,7 +445,7 @@ impl Machine {
     }
 
     fn check_file(&mut self, owner: u8, ino: Ino, file: File) {
-        let opened = self.view.open(Some(task(owner)), ino, 0).unwrap();
+        let opened = self.view.open(Some(task(owner)), ino, 0, || None).unwrap();
         let value = self.view.readable(ino).unwrap();
         assert_eq!(value, opened.value);
         assert_eq!((value.secret, value.version.get()), (secret(file.secret), file.version));
@@ -461,11 +461,14 @@ impl Machine {
         for (ino, (owner, file)) in &self.seen {
             let callers = (0..TASKS).filter(|n| n != owner).map(|n| Some(task(n)));
             for caller in callers.chain([None]) {
-                assert!(self.view.open(caller, *ino, 0).is_err(), "another task's file");
+                assert!(self.view.open(caller, *ino, 0, || None).is_err(), "another task's file");
                 assert!(self.view.getxattr(caller, *ino, b"user.keyhole.secret", 0).is_err());
             }
             if !self.still_sees(books, *owner, *file) {
-                assert!(self.view.open(Some(task(*owner)), *ino, 0).is_err(), "{file:?} is past");
+                assert!(
+                    self.view.open(Some(task(*owner)), *ino, 0, || None).is_err(),
+                    "{file:?} is past"
+                );
             }
         }
     }

@@ -1,3 +1,5 @@
+//! Lines of opens on a real disk: whole, counted when dropped, rotated by size.
+
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 

@@ -1,3 +1,5 @@
+//! Who may use the control socket.
+
 use super::*;
 
 #[test]

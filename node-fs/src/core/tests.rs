@@ -1,3 +1,5 @@
+//! What callers see after each change, and after the worker that made it died.
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -237,4 +239,45 @@ async fn waiting_for_a_task_ends_with_its_files_or_with_the_reason() {
     assert_eq!(handle.shown(Some(at(1, 3))).await, Ok(at(1, 4)));
     let refusal = handle.settled(id).await.unwrap().unwrap_err();
     assert!(refusal.to_string().contains("not here"));
+}
+
+#[test]
+fn changes_that_wait_are_shown_as_one_and_overtake_nothing_else() {
+    let estate = Estate::new();
+    let (mut core, handle) = estate.worker();
+    register(&mut core, 1);
+    let assign = |revision, version, bytes: &[u8]| {
+        handle.assign(change(&handle, revision, version, bytes)).unwrap();
+    };
+    let shown = || (handle.revision(), file(&handle, 1).and_then(|ino| read(&handle, ino)));
+    let mut step = || {
+        let event = core.next().unwrap();
+        core.step(event);
+    };
+    assign(at(1, 3), 1, b"one");
+    assign(at(1, 4), 2, b"two");
+    assign(at(1, 5), 3, b"three");
+    step();
+    assert_eq!(shown(), (at(1, 5), Some(b"three".to_vec())));
+    assert!(!handle.stage().values().contains(&key(1)), "it was never shown");
+    // What the same version means in another incarnation is not what it meant before.
+    assign(at(1, 6), 4, b"four");
+    assign(at(2, 1), 4, b"restored");
+    step();
+    assert_eq!(shown(), (at(1, 6), Some(b"four".to_vec())));
+    step();
+    assert_eq!(shown(), (at(2, 1), Some(b"restored".to_vec())));
+    // A task that ends between two changes is not in the second one.
+    let (done, mut ended) = oneshot::channel();
+    assign(at(2, 2), 5, b"five");
+    handle.events.send(Event::Ended(task(1).id, done)).unwrap();
+    assign(at(2, 3), 6, b"six");
+    step();
+    assert_eq!(shown(), (at(2, 2), Some(b"five".to_vec())));
+    assert!(ended.try_recv().is_err());
+    step();
+    assert_eq!((shown().1, ended.try_recv().unwrap()), (None, Some(task(1))));
+    step();
+    assert_eq!(shown(), (at(2, 3), None));
+    assert!(!handle.stage().values().contains(&key(6)));
 }

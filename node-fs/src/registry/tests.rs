@@ -1,3 +1,5 @@
+//! Which tasks a node has again after its restart, over real cgroups and files.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What one worker leaves to the next, whenever it is killed.
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

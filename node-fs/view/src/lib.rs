@@ -24,5 +24,5 @@ pub use file::{FileState, ShownFile};
 pub use ino::{GENERATION, Ino};
 pub use mutation::{Mutation, open_mutates};
 pub use tree::Refusal;
-pub use view::{Changes, Entry, KeptSet, Listed, Record, SET, View};
+pub use view::{Changes, Entry, GRACE, KeptSet, Listed, Record, SET, View};
 pub use xattr::{XATTR_SECRET, XATTR_VERSION, XattrAnswer};

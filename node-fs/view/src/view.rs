@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use keyhole_domain::{AssignedTask, Assignment, Revision, TaskId, Timestamp, ValueKey};
 
-pub use answer::{Entry, Listed, SET};
+pub use answer::{Entry, GRACE, Listed, SET};
 pub use kept::{KeptSet, Record};
 
 use crate::ino::Numbering;

@@ -1,3 +1,5 @@
+//! Seals that open for their receiver, in their order, and for nothing else.
+
 use super::*;
 use keyhole_domain::ClusterId;
 

@@ -1,3 +1,5 @@
+//! Parts that are whole, late, mixed up or forged.
+
 use keyhole_domain::{ClusterId, SecretId, Version};
 use keyhole_secmem::{SecretBytes, SecretFd};
 use keyhole_wire::seal::{Protocol, StreamSealer};

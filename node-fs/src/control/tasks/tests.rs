@@ -1,3 +1,5 @@
+//! Which cgroups can become a task, in real ones.
+
 use keyhole_domain::Timestamp;
 
 use super::*;

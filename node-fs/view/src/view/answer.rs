@@ -19,6 +19,12 @@ use crate::{
 /// The name, in the caller's root, of the set of all its files as they are now. Never listed.
 pub const SET: &str = ".set";
 
+/// For how long a version that was just replaced can still be opened by its own task. An open(2) is a LOOKUP and an
+/// OPEN; when a rotation comes between, the kernel tries once more, and when another one comes between those two, the
+/// application would see ESTALE. A call that begins after the rotation looks the name up anew and gets the new version in
+/// any case.
+pub const GRACE: Duration = Duration::from_secs(1);
+
 /// The offset in a listing after `.`, and after `..`; other entries' are far above.
 const AFTER_DOT: u64 = 1;
 const AFTER_DOT_DOT: u64 = 2;
@@ -83,9 +89,17 @@ impl View {
     /// OPEN: the right to read the file from now on. `flags` are open(2)'s.
     ///
     /// Another task's file: EACCES. Any flag that means to change something: EROFS. A version that is not current (nor
-    /// in a set that is in use), a revoked or an unknown file: ESTALE, so that the kernel looks the name up again.
+    /// in a set that is in use), a revoked or an unknown file: ESTALE, so that the kernel looks the name up again. A
+    /// version that was replaced within [`GRACE`] is still opened; `retired_for` says how long ago that was, as far as
+    /// the shell knows, and is asked for no other file.
     /// Owner and mode are not judged here: the kernel does (`default_permissions`), and only it knows supplementary groups.
-    pub fn open(&self, caller: Option<TaskId>, ino: Ino, flags: i32) -> Result<&ShownFile, Denied> {
+    pub fn open(
+        &self,
+        caller: Option<TaskId>,
+        ino: Ino,
+        flags: i32,
+        retired_for: impl FnOnce() -> Option<Duration>,
+    ) -> Result<&ShownFile, Denied> {
         let Some((file, state)) = self.file(ino) else {
             return Err(if self.is_dir(ino) { Denied::IsADirectory } else { Denied::Stale });
         };
@@ -97,6 +111,7 @@ impl View {
         }
         match state {
             FileState::Current | FileState::Pinned => Ok(file),
+            FileState::Retired if retired_for().is_some_and(|time| time < GRACE) => Ok(file),
             FileState::Retired | FileState::Revoked => Err(Denied::Stale),
         }
     }

@@ -286,7 +286,7 @@ impl Node {
         };
         let (path, (key, value)) = files.iter().nth(at % files.len()).unwrap();
         let ino = resolve(&self.view, task, Ino::ROOT, path).unwrap();
-        assert_eq!(self.view.open(Some(task), ino, 0).unwrap().value, *value);
+        assert_eq!(self.view.open(Some(task), ino, 0, || None).unwrap().value, *value);
         self.handles.push(Handle { ino, key: *key, value: *value, revoked: false });
     }
 
@@ -389,7 +389,7 @@ impl Node {
             .collect();
         let held = self.held();
         for (ino, key) in &self.files {
-            let opened = self.view.open(caller, *ino, 0);
+            let opened = self.view.open(caller, *ino, 0, || None);
             let xattr = self.view.getxattr(caller, *ino, b"user.keyhole.secret", 0);
             if caller != Some(key.0) {
                 assert!(opened.is_err() && xattr.is_err(), "another task's file");

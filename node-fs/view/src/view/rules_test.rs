@@ -7,7 +7,7 @@ use keyhole_domain::{AssignedGrant, AssignedTask, GrantId, TaskId, Timestamp};
 use sha2::Digest;
 
 use super::fixture::{FACTS, assigned, assignment, first, grant, task, then, version};
-use super::{Listed, SET, View};
+use super::{GRACE, Listed, SET, View};
 use crate::ino::Numbering;
 use crate::{Denied, FOREVER, FileState, Ino, Kind, Mutation, Refusal, XattrAnswer};
 
@@ -60,8 +60,8 @@ fn a_caller_that_is_no_task_sees_an_empty_directory() {
         assert_eq!(view.opendir(caller, Ino::ROOT), Ok(()));
         assert_eq!(names(&view, caller, Ino::ROOT), [".", ".."]);
         let pw = look(&view, 1, Ino::ROOT, "pw").unwrap();
-        assert_eq!(view.open(caller, pw, 0), Err(Denied::NotYours));
-        assert_eq!(view.open(caller, pw, 1), Err(Denied::NotYours), "before the flags");
+        assert_eq!(view.open(caller, pw, 0, || None), Err(Denied::NotYours));
+        assert_eq!(view.open(caller, pw, 1, || None), Err(Denied::NotYours), "before the flags");
     }
 }
 
@@ -98,14 +98,14 @@ fn only_reading_opens() {
     let pw = look(&view, 1, Ino::ROOT, "pw").unwrap();
     let tls = look(&view, 1, Ino::ROOT, "tls").unwrap();
     let caller = Some(task(1));
-    assert_eq!(view.open(caller, pw, 0).unwrap().secret.as_str(), "secret1");
+    assert_eq!(view.open(caller, pw, 0, || None).unwrap().secret.as_str(), "secret1");
     for flags in [1, 2, 0o100, 0o1000, 0o2000] {
-        assert_eq!(view.open(caller, pw, flags), Err(Denied::ReadOnly), "{flags:o}");
+        assert_eq!(view.open(caller, pw, flags, || None), Err(Denied::ReadOnly), "{flags:o}");
     }
-    assert_eq!(view.open(caller, tls, 0), Err(Denied::IsADirectory));
-    assert_eq!(view.open(caller, Ino::ROOT, 0), Err(Denied::IsADirectory));
+    assert_eq!(view.open(caller, tls, 0, || None), Err(Denied::IsADirectory));
+    assert_eq!(view.open(caller, Ino::ROOT, 0, || None), Err(Denied::IsADirectory));
     assert_eq!(view.opendir(caller, pw), Err(Denied::NotADirectory));
-    assert_eq!(view.open(caller, Ino(77), 0), Err(Denied::Stale));
+    assert_eq!(view.open(caller, Ino(77), 0, || None), Err(Denied::Stale));
     assert_eq!(view.opendir(caller, Ino(77)), Err(Denied::Stale));
     assert_eq!(view.readable(Ino(77)), Err(Denied::Stale));
     assert_eq!(view.mutation(Mutation::Unlink), Denied::ReadOnly);
@@ -122,7 +122,7 @@ fn a_rotation_retires_the_inode_and_open_files_keep_it() {
     assert_eq!(changes.retired, BTreeSet::from([pw]), "the set before pins nothing by itself");
     let (view, changes) = view.sweep(|ino| ino == pw).unwrap();
     assert!(changes.is_empty());
-    assert_eq!(view.open(Some(task(1)), pw, 0), Err(Denied::Stale));
+    assert_eq!(view.open(Some(task(1)), pw, 0, || None), Err(Denied::Stale));
     assert_eq!(view.readable(pw).unwrap().version, version(1));
     assert_eq!(view.attr(pw).unwrap().nlink, 0);
     assert_eq!(view.attr(pw).unwrap().ttl, Duration::ZERO);
@@ -153,7 +153,24 @@ fn a_set_that_was_opened_while_the_next_view_was_made_is_pinned_by_the_sweep() {
     let (view, _) = next_held(&old, vec![assigned(1, vec![grant(1, "pw", 2)])], &[]);
     let (view, _) = view.sweep(|ino| ino == set).unwrap();
     assert_eq!(look(&view, 1, set, "pw"), Ok(pw));
-    assert!(view.open(Some(task(1)), pw, 0).is_ok());
+    assert!(view.open(Some(task(1)), pw, 0, || None).is_ok());
+}
+
+#[test]
+fn a_version_that_was_just_replaced_is_opened_by_its_own_task_to_read_and_only_for_the_grace() {
+    let old = two();
+    let pw = look(&old, 1, Ino::ROOT, "pw").unwrap();
+    let (view, _) = next_held(&old, vec![assigned(1, vec![grant(1, "pw", 2)])], &[]);
+    let open = |by: u8, flags, since| view.open(Some(task(by)), pw, flags, || since).map(|f| f.ino);
+    let within = Some(GRACE - Duration::from_nanos(1));
+    assert_eq!(open(1, 0, within), Ok(pw));
+    assert_eq!(open(1, 0, Some(GRACE)), Err(Denied::Stale));
+    assert_eq!(open(1, 0, None), Err(Denied::Stale));
+    assert_eq!(open(2, 0, within), Err(Denied::NotYours));
+    assert_eq!(open(1, 1, within), Err(Denied::ReadOnly));
+    // A revocation has no grace.
+    let (view, _) = next_held(&view, vec![assigned(1, vec![grant(2, "tls/key", 2)])], &[pw]);
+    assert_eq!(view.open(Some(task(1)), pw, 0, || within), Err(Denied::Stale));
 }
 
 #[test]
@@ -180,7 +197,7 @@ fn a_revoked_grant_ends_reads_of_open_files_and_other_grants_stay() {
     let (view, changes) = next_held(&old, left, &[pw]);
     assert_eq!(changes.revoked, BTreeSet::from([pw]));
     assert_eq!(view.readable(pw), Err(Denied::Revoked));
-    assert_eq!(view.open(Some(task(1)), pw, 0), Err(Denied::Stale));
+    assert_eq!(view.open(Some(task(1)), pw, 0, || None), Err(Denied::Stale));
     assert_eq!(look(&view, 1, Ino::ROOT, "pw"), Err(Denied::NoEntry));
     assert!(view.readable(others).is_ok(), "another task's same grant is another file");
 }
@@ -341,7 +358,7 @@ fn a_set_is_immutable_pinned_and_never_listed() {
         assert_eq!(names(&view, caller, set), [".", "..", "pw", "tls"]);
         assert_eq!(names(&view, caller, dir), [".", "..", "key"]);
         assert_eq!(view.opendir(caller, set), Ok(()));
-        assert_eq!(view.open(caller, pw, 0).unwrap().value.version, version(1));
+        assert_eq!(view.open(caller, pw, 0, || None).unwrap().value.version, version(1));
         assert_eq!(view.attr(pw).unwrap().nlink, 1);
     }
     let (view, changes) = view.sweep(|_| false).unwrap();

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use keyhole_tests::board::{Board, FLOORS, WHO, identity, who};
+use keyhole_tests::board::{Board, FLOORS, READ_AS, WHO, identity, who};
 use keyhole_tests::labelled::{self, Label};
 use keyhole_tests::reader::{ReaderSpec, Report, Sight};
 use rustix::fs::{Access, Advice, CWD, Mode, OFlags};
@@ -61,7 +61,11 @@ impl<'a> Cycle<'a> {
         if self.who() != who {
             return self.judge_unsure(got);
         }
-        self.judge(path, *secret, floor, got)
+        self.judge(path, *secret, floor, got)?;
+        if self.spec.sights.len() > 1 {
+            self.board.set(READ_AS, who);
+        }
+        Ok(())
     }
 
     /// As the board says it.
