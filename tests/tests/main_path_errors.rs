@@ -37,6 +37,22 @@ fn manager(data: &Path, listen: &str, ground: &Ground) -> Command {
     command
 }
 
+/// `keyhole node run` that joins with this token.
+fn joining(ground: &Ground, address: &str, token: &str) -> Command {
+    let mut command = plain_command();
+    node_arguments(&mut command, ground, address, token);
+    command.arg("--mount").arg(ground.folder().join("secrets"));
+    command
+}
+
+fn node_arguments(command: &mut Command, ground: &Ground, address: &str, token: &str) {
+    let file = ground.folder().join("token");
+    std::fs::write(&file, token).unwrap();
+    command.args(["node", "run", "--join", address, "--token-file"]).arg(file);
+    command.arg("--data-dir").arg(ground.folder().join("data"));
+    command.arg("--control-socket").arg(ground.folder().join("new.sock"));
+}
+
 /// `keyhole node run` behind words that change its world.
 fn node(ground: &Ground, before: &[&str]) -> Command {
     let mut words = before.iter().map(|word| (*word).to_owned());
@@ -47,12 +63,8 @@ fn node(ground: &Ground, before: &[&str]) -> Command {
     if !before.is_empty() {
         command.args(words).arg(keyhole_binary());
     }
-    let token = ground.folder().join("token");
-    std::fs::write(&token, "KH-1-x-y").unwrap();
-    command.args(["node", "run", "--join", "127.0.0.1:1", "--token-file"]).arg(token);
-    command.arg("--data-dir").arg(ground.folder().join("data"));
+    node_arguments(&mut command, ground, "127.0.0.1:1", "KH-1-x-y");
     command.arg("--mount").arg(ground.folder().join("secrets"));
-    command.arg("--control-socket").arg(ground.folder().join("n.sock"));
     command
 }
 
@@ -99,20 +111,14 @@ fn a_clock_that_is_wrong() {
     machine.node.stop(Signal::TERM);
     machine.node.set_days(0);
     // The first contact of a node whose clock is behind.
-    let mut command = plain_command();
-    let token = ground.folder().join("token");
-    std::fs::write(&token, machine.cluster.node_token()).unwrap();
-    command.args(["node", "run", "--join", &machine.cluster.address().to_string()]);
-    command.arg("--token-file").arg(token).arg("--data-dir").arg(ground.folder().join("data"));
-    command.arg("--mount").arg(ground.folder().join("secrets"));
-    command.arg("--control-socket").arg(ground.folder().join("other.sock"));
+    let address = machine.cluster.address().to_string();
+    let mut command = joining(&ground, &address, &machine.cluster.node_token());
     move_clock(&mut command, -10);
     names(&complaint(&ground, command), &["not valid yet", "clock"]);
 
     machine.cluster.stop(Signal::TERM);
-    let listen = machine.cluster.address().to_string();
     for days in [-10, 36_500] {
-        let mut command = manager(machine.cluster.data(), &listen, &ground);
+        let mut command = manager(machine.cluster.data(), &address, &ground);
         move_clock(&mut command, days);
         names(&complaint(&ground, command), &["clock says", "valid from", "set the clock"]);
     }
@@ -257,17 +263,21 @@ fn a_wrong_token() {
         format!("{}{}", &right[..right.len() - 1], if last == 'a' { 'b' } else { 'a' });
     let other = Cluster::start();
     for token in ["nonsense".to_owned(), wrong_secret, other.node_token()] {
-        let mut command = plain_command();
-        let file = ground.folder().join("token");
-        std::fs::write(&file, &token).unwrap();
-        command.args(["node", "run", "--join", &cluster.address().to_string(), "--token-file"]);
-        command.arg(&file).arg("--data-dir").arg(ground.folder().join("data"));
-        command.arg("--mount").arg(ground.folder().join("secrets"));
-        command.arg("--control-socket").arg(ground.folder().join("n.sock"));
+        let command = joining(ground, &cluster.address().to_string(), &token);
         let line = complaint(ground, command);
         names(&line, &["token"]);
         assert!(!line.contains(&token), "the token itself is never said: {line}");
     }
+}
+
+#[test]
+fn no_manager_at_the_first_join() {
+    let mut cluster = Cluster::start();
+    let ground = Arc::clone(cluster.ground());
+    let address = cluster.address().to_string();
+    let command = joining(&ground, &address, &cluster.node_token());
+    cluster.stop(Signal::TERM);
+    names(&complaint(&ground, command), &[&address, "connection refused", "keyhole manager run"]);
 }
 
 #[test]
@@ -281,12 +291,8 @@ fn a_mount_point_that_is_not_free() {
     let served = machine.node.mount();
     for (mount, what) in [(&full, "not empty"), (&file, "not a directory"), (&served, "another")] {
         let mut command = plain_command();
-        let token = ground.folder().join("token");
-        std::fs::write(&token, machine.cluster.node_token()).unwrap();
-        command.args(["node", "run", "--join", &machine.cluster.address().to_string()]);
-        command.arg("--token-file").arg(token);
-        command.arg("--data-dir").arg(ground.folder().join("data"));
-        command.arg("--control-socket").arg(ground.folder().join("other.sock"));
+        let address = machine.cluster.address().to_string();
+        node_arguments(&mut command, ground, &address, &machine.cluster.node_token());
         command.arg("--mount").arg(mount);
         names(&complaint(ground, command), &[mount.to_str().unwrap(), what]);
     }
