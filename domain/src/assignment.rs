@@ -2,7 +2,7 @@
 //!
 //! Values travel beside an assignment, sealed; here they are only named, by [`ValueKey`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     FileMode, GrantId, Revision, SecretId, SecretName, ServiceName, Target, TaskId, Version,
@@ -64,5 +64,9 @@ impl Assignment {
     /// Every value that a task of this node may read.
     pub fn values(&self) -> BTreeSet<ValueKey> {
         self.tasks.iter().flat_map(|task| &task.grants).map(|grant| grant.value).collect()
+    }
+
+    pub(crate) fn by_id(&self) -> BTreeMap<TaskId, &AssignedTask> {
+        self.tasks.iter().map(|task| (task.id, task)).collect()
     }
 }

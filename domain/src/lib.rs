@@ -5,6 +5,7 @@
 
 mod assignment;
 mod constraint;
+mod delta;
 mod grant;
 mod id;
 mod limits;
@@ -15,6 +16,7 @@ mod version;
 
 pub use assignment::{AssignedGrant, AssignedTask, Assignment, ValueKey};
 pub use constraint::{Constraint, ConstraintError, NodeFacts};
+pub use delta::{AssignmentDelta, DeltaError};
 pub use grant::{GrantId, GrantSpec, GrantSpecError};
 pub use id::{ClusterId, ID_LEN, IdError, NodeId, SecretId, ServiceId, TaskId};
 pub use limits::{

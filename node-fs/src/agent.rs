@@ -184,6 +184,8 @@ impl Agent {
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
         let mut next = 0_usize;
+        // What the worker before this one was told may name tasks that have ended.
+        self.core.detach();
         loop {
             let known = self.managers.borrow().clone();
             let addr = known.get(next % known.len().max(1)).cloned();
@@ -194,6 +196,7 @@ impl Agent {
             if let AgentError::Ending(_) = error {
                 return;
             }
+            self.core.detach();
             self.say(&error);
             if let AgentError::Removed { .. } = error {
                 self.leave();

@@ -69,6 +69,8 @@ enum Event {
     Registered(Task, oneshot::Sender<Result<(), RegistryError>>),
     /// A task is gone; answered when it sees nothing any more.
     Ended(TaskId, oneshot::Sender<Option<Task>>),
+    /// No change follows from the last one any more; the next is complete.
+    Detached,
 }
 
 /// The core is gone, which happens only when the worker ends.
@@ -102,6 +104,12 @@ impl CoreHandle {
     /// Takes a change up; [`CoreHandle::shown`] says when it is shown.
     pub fn assign(&self, change: Change) -> Result<(), Ending> {
         self.events.send(Event::Assigned(change)).map_err(|_| Ending)
+    }
+
+    /// Nothing builds on the last change any more: values of tasks that are not here are let go of.
+    pub fn detach(&self) {
+        // Refused only when the worker ends, and the values with it.
+        let _ending = self.events.send(Event::Detached);
     }
 
     /// Registers a task: from now on its cgroup's processes are its own.
@@ -265,10 +273,15 @@ impl Core {
             }
             Event::Ended(task, done) => {
                 let ended = self.registry.remove(task);
-                // Ids are never used again: its values go now, not with the next assignment.
-                self.assignment.tasks.retain(|assigned| assigned.id != task);
                 self.show(Vec::new());
                 drop(done.send(ended));
+            }
+            Event::Detached => {
+                let before = self.assignment.tasks.len();
+                self.assignment.tasks.retain(|task| self.registry.get(task.id).is_some());
+                if self.assignment.tasks.len() != before {
+                    self.show(Vec::new());
+                }
             }
         }
     }
@@ -290,12 +303,13 @@ impl Core {
         change
     }
 
+    /// All assigned values are kept, also those of a task that has just ended: the next change counts on them. It comes at
+    /// once, for the managers are told of the end; and if they cannot be, [`CoreHandle::detach`] lets go of them.
+    ///
     /// A version's bytes never change within an incarnation: what is held already stays. In another
     /// one the same names may mean other bytes, so nothing of the old one may be readable then.
     fn assign(&mut self, change: Change) {
-        let Change { mut assignment, mut values } = change;
-        // Registered comes before assigned; of what is neither any more, the values are not kept.
-        assignment.tasks.retain(|task| self.registry.get(task.id).is_some());
+        let Change { assignment, mut values } = change;
         if assignment.revision.incarnation == self.assignment.revision.incarnation {
             values.retain(|(key, _)| !self.stage.values().contains(key));
         } else {

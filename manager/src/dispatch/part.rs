@@ -1,11 +1,14 @@
-//! An assignment as messages: about 1 MiB each, values opened and sealed again one by one while they are written.
+//! A change of an assignment as messages: about 1 MiB each, values opened and sealed again one by one while they are
+//! written.
 //!
 //! Invariant: at any moment at most one value of a stream is open, in locked memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use keyhole_domain::{AssignedGrant, AssignedTask, Assignment, NodeId, ValueKey};
+use keyhole_domain::{
+    AssignedGrant, AssignedTask, Assignment, AssignmentDelta, NodeId, TaskId, ValueKey,
+};
 use keyhole_proto::v1;
 use keyhole_state::{Cluster, SealedValue, State};
 use keyhole_wire::seal::StreamSealer;
@@ -18,28 +21,36 @@ use crate::status::internal;
 /// A part is closed when it has this many bytes.
 const PART_BYTES: usize = 1 << 20;
 
-/// All that one complete assignment is made from.
+/// All that one change is made from.
 pub(super) struct Sources {
     pub(super) assignment: Arc<Assignment>,
+    pub(super) delta: AssignmentDelta,
     cluster: Cluster,
     values: VecDeque<(ValueKey, Arc<SealedValue>)>,
-    managers: Vec<String>,
+    pub(super) managers: Vec<String>,
 }
 
 impl Sources {
-    /// As of the state now.
-    pub(super) fn read(state: &State, cluster: &Cluster, node: NodeId) -> Self {
+    /// From what was sent before to the state now.
+    pub(super) fn read(
+        state: &State,
+        cluster: &Cluster,
+        node: NodeId,
+        before: Option<&Assignment>,
+    ) -> Self {
         let assignment = state.assignment(node);
+        let delta = AssignmentDelta::between(before, &assignment);
         let value = |key: ValueKey| {
             let kept = state.secrets().get(&key.secret)?.versions.get(&key.version)?;
             Some((key, kept.value.clone()))
         };
         let members = state.members().values();
         Self {
-            values: assignment.values().into_iter().filter_map(value).collect(),
+            values: delta.values(before).into_iter().filter_map(value).collect(),
             managers: members.map(|member| member.address.clone()).collect(),
             cluster: cluster.clone(),
             assignment: Arc::new(assignment),
+            delta,
         }
     }
 }
@@ -48,6 +59,7 @@ impl Sources {
 pub(super) struct Parts {
     sources: Sources,
     tasks: VecDeque<v1::AssignedTaskRecord>,
+    grants: VecDeque<v1::ChangedGrantsRecord>,
     enc: Vec<u8>,
     done: bool,
 }
@@ -55,7 +67,8 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(sources: Sources, enc: Vec<u8>) -> Self {
         Self {
-            tasks: sources.assignment.tasks.iter().map(task_out).collect(),
+            tasks: sources.delta.tasks.iter().map(task_out).collect(),
+            grants: sources.delta.grants.iter().map(changed_out).collect(),
             sources,
             enc,
             done: false,
@@ -71,10 +84,16 @@ impl Parts {
         if self.done {
             return Ok(None);
         }
+        let Sources { delta, managers, .. } = &mut self.sources;
         let mut part = v1::AssignmentPart {
-            results_in: Some(revision_out(self.sources.assignment.revision)),
+            applies_to: delta.applies_to.map(revision_out),
+            results_in: Some(revision_out(delta.results_in)),
             enc: std::mem::take(&mut self.enc).into(),
-            managers: std::mem::take(&mut self.sources.managers),
+            managers: std::mem::take(managers),
+            removed_tasks: std::mem::take(&mut delta.removed)
+                .iter()
+                .map(TaskId::to_string)
+                .collect(),
             ..v1::AssignmentPart::default()
         };
         let mut bytes = 0;
@@ -85,13 +104,20 @@ impl Parts {
             part.tasks.push(task);
         }
         while bytes < PART_BYTES
+            && let Some(grants) = self.grants.pop_front()
+        {
+            bytes += prost::Message::encoded_len(&grants);
+            part.changed_grants.push(grants);
+        }
+        while bytes < PART_BYTES
             && let Some((key, value)) = self.sources.values.pop_front()
         {
             let record = self.seal_again(keyring, sealer, key, &value)?;
             bytes += record.ciphertext.len();
             part.values.push(record);
         }
-        part.more = !self.tasks.is_empty() || !self.sources.values.is_empty();
+        part.more =
+            !self.tasks.is_empty() || !self.grants.is_empty() || !self.sources.values.is_empty();
         self.done = !part.more;
         Ok(Some(part))
     }
@@ -119,8 +145,8 @@ fn key_out(key: ValueKey) -> v1::ValueRef {
     v1::ValueRef { secret: key.secret.to_string(), version: key.version.get() }
 }
 
-fn task_out(task: &AssignedTask) -> v1::AssignedTaskRecord {
-    let grant = |grant: &AssignedGrant| v1::AssignedGrantRecord {
+fn grant_out(grant: &AssignedGrant) -> v1::AssignedGrantRecord {
+    v1::AssignedGrantRecord {
         id: grant.id.0,
         value: Some(key_out(grant.value)),
         size: grant.size,
@@ -129,11 +155,19 @@ fn task_out(task: &AssignedTask) -> v1::AssignedTaskRecord {
         uid: grant.uid,
         gid: grant.gid,
         mode: grant.mode.bits().into(),
-    };
+    }
+}
+
+fn changed_out((task, grants): &(TaskId, Vec<AssignedGrant>)) -> v1::ChangedGrantsRecord {
+    let grants = grants.iter().map(grant_out).collect();
+    v1::ChangedGrantsRecord { task: task.to_string(), grants }
+}
+
+fn task_out(task: &AssignedTask) -> v1::AssignedTaskRecord {
     v1::AssignedTaskRecord {
         id: task.id.to_string(),
         service: task.service.to_string(),
-        grants: task.grants.iter().map(grant).collect(),
+        grants: task.grants.iter().map(grant_out).collect(),
         rejected: task.rejected.clone().unwrap_or_default(),
     }
 }

@@ -1,4 +1,4 @@
-//! One node's stream: a complete assignment first, then another one whenever it changed.
+//! One node's stream: a complete assignment first, then what changed, chained from one revision to the next.
 //!
 //! Invariant: what is sent is made from the state at the revision it names, for a node that is a member at that moment.
 
@@ -31,6 +31,8 @@ pub(super) struct NodeStream {
     /// HPKE's encapsulated key, until the first part took it along.
     enc: Vec<u8>,
     sent: Option<Arc<Assignment>>,
+    /// The managers as the node knows them.
+    managers: Vec<String>,
 }
 
 /// Why a stream ends.
@@ -54,7 +56,7 @@ impl NodeStream {
         ticket: Ticket,
         (sealer, enc): (StreamSealer, Vec<u8>),
     ) -> Self {
-        Self { shell, by, ticket, sealer, enc, sent: None }
+        Self { shell, by, ticket, sealer, enc, sent: None, managers: Vec::new() }
     }
 
     /// Until the node leaves, is removed, or opens another stream.
@@ -102,11 +104,17 @@ impl NodeStream {
             let why = "another stream of this node took this one's place";
             return Err(End::Told(Status::aborted(why)));
         };
-        let sources = self
-            .shell
-            .view_cluster(&self.by, |state, cluster| Ok(Sources::read(state, cluster, node)))?;
+        let before = self.sent.as_deref();
+        let mut sources = self.shell.view_cluster(&self.by, |state, cluster| {
+            Ok(Sources::read(state, cluster, node, before))
+        })?;
         let revision = sources.assignment.revision;
-        if self.sent.as_ref().is_some_and(|sent| sent.tasks == sources.assignment.tasks) {
+        if sources.managers == self.managers {
+            sources.managers.clear();
+        } else {
+            self.managers.clone_from(&sources.managers);
+        }
+        if sources.delta.is_empty() && sources.managers.is_empty() {
             self.ticket.finish(wanted, revision, None);
             return Ok(());
         }

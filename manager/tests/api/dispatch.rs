@@ -38,6 +38,47 @@ async fn a_node_gets_its_tasks_values_and_a_rotation_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_among_many_moves_one_secret_and_a_new_stream_all() {
+    let manager = TestManager::init().await;
+    let mut operator = manager.operator().await;
+    let names: Vec<String> = (0..100).map(|n| format!("s{n}")).collect();
+    for name in &names {
+        create(&mut operator, name, &[b'x'; 64]).await.unwrap();
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    service(&mut operator, "web", &names, &[]).await;
+    service(&mut operator, "few", &["s7", "s8"], &[]).await;
+    let node = manager.join("alpha").await;
+    node.claim(&manager, 1, "web").await.unwrap();
+    let mut stream = node.open(&manager, &[task(1)]).await;
+    let first = stream.next().await.unwrap();
+    assert!(first.complete && first.new_values == 100 && first.bytes > 10_000, "{}", first.bytes);
+    rotate(&mut operator, "s7", &[b'y'; 64]).await.unwrap();
+    let second = stream.next().await.unwrap();
+    assert!(!second.complete && second.new_values == 1 && second.bytes < 500, "{}", second.bytes);
+    assert_eq!(second.file(&task(1), "s7"), Some(&[b'y'; 64][..]));
+    assert_eq!(second.file(&task(1), "s8"), Some(&[b'x'; 64][..]));
+    // Another task with the same secrets: its grants, and no value again.
+    node.claim(&manager, 2, "few").await.unwrap();
+    let third = stream.next().await.unwrap();
+    assert_eq!((third.complete, third.new_values, third.tasks.len()), (false, 0, 2));
+    assert_eq!(third.file(&task(2), "s7"), Some(&[b'y'; 64][..]));
+    // Back to a version that the node let go of: its value comes again.
+    let back = v1::RollbackSecretRequest { secret: "s7".into(), to: 1 };
+    operator.rollback_secret(back).await.unwrap();
+    let fourth = stream.next().await.unwrap();
+    assert_eq!((fourth.complete, fourth.new_values), (false, 1));
+    assert_eq!(fourth.file(&task(2), "s7"), Some(&[b'x'; 64][..]));
+    let end = v1::EndTaskRequest { id: task(1), reason: "over".into() };
+    node.dispatch(&manager).await.end_task(end).await.unwrap();
+    let fifth = stream.next().await.unwrap();
+    assert_eq!((fifth.complete, fifth.new_values, fifth.values.len()), (false, 0, 2));
+    let mut again = node.open(&manager, &[task(2)]).await;
+    let whole = again.next().await.unwrap();
+    assert_eq!((whole.complete, whole.new_values), (true, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_constraints_do_not_admit_gets_nothing_and_the_task_says_why() {
     let manager = TestManager::init().await;
     let mut operator = manager.operator().await;

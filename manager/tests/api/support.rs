@@ -1,6 +1,6 @@
 //! A real manager in this process, with its operators and nodes as clients over real sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -277,7 +277,7 @@ impl TestNode {
         let mut operator = manager.operator().await;
         let key = operator.get_seal_key(v1::GetSealKeyRequest {}).await.unwrap().into_inner();
         let info = stream_info(&self.cluster, &key.manager, &self.id, &exporter);
-        Ok(NodeStream { client, parts, pair, info, opener: None })
+        Ok(NodeStream { client, parts, pair, info, opener: None, base: Received::default() })
     }
 }
 
@@ -288,15 +288,20 @@ pub(crate) struct NodeStream {
     pair: EdgeKeyPair,
     info: keyhole_wire::seal::Info,
     opener: Option<StreamOpener>,
+    base: Received,
 }
 
-/// A complete assignment, opened.
-#[derive(Debug, Default)]
+/// What a node has been told so far, opened.
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Received {
     pub(crate) revision: v1::RevisionRef,
     pub(crate) tasks: BTreeMap<String, v1::AssignedTaskRecord>,
     pub(crate) values: BTreeMap<(String, u64), Vec<u8>>,
+    /// What came last: in how many parts, of how many bytes, with how many values; and whether it was complete.
     pub(crate) parts: usize,
+    pub(crate) bytes: usize,
+    pub(crate) new_values: usize,
+    pub(crate) complete: bool,
 }
 
 impl Received {
@@ -310,19 +315,35 @@ impl Received {
 
 impl NodeStream {
     pub(crate) async fn next(&mut self) -> Result<Received, Status> {
-        let mut received = Received::default();
+        let mut received = Received { parts: 0, bytes: 0, new_values: 0, ..self.base.clone() };
         loop {
             let part = soon("an assignment", self.parts.message()).await?;
             let part = part.ok_or_else(|| Status::cancelled("the stream ended"))?;
             if self.opener.is_none() {
                 self.opener = Some(self.pair.stream_opener(&part.enc, &self.info).unwrap());
             }
-            let complete = part.applies_to.unwrap_or_default();
-            assert_eq!(complete, v1::RevisionRef::default(), "a complete assignment");
+            received.complete = part.applies_to.is_none();
+            if received.complete && received.parts == 0 {
+                received = Received { complete: true, ..Received::default() };
+            }
+            let before = part.applies_to.unwrap_or_default();
+            assert!(received.complete || before == self.base.revision, "a gap: {before:?}");
             received.revision = part.results_in.unwrap();
             received.parts += 1;
+            received.bytes += prost::Message::encoded_len(&part);
+            received.new_values += part.values.len();
+            for task in &part.removed_tasks {
+                received.tasks.remove(task).unwrap();
+            }
             for task in part.tasks {
                 received.tasks.insert(task.id.clone(), task);
+            }
+            for changed in part.changed_grants {
+                let task = received.tasks.get_mut(&changed.task).unwrap();
+                for grant in changed.grants {
+                    let own = task.grants.iter_mut().find(|own| own.id == grant.id);
+                    *own.unwrap() = grant;
+                }
             }
             for value in part.values {
                 let opened = self.open(&value, received.revision);
@@ -330,6 +351,16 @@ impl NodeStream {
                 received.values.insert((key.secret, key.version), opened);
             }
             if !part.more {
+                let grants = received.tasks.values().flat_map(|task| &task.grants);
+                let value = |grant: &v1::AssignedGrantRecord| grant.value.clone().unwrap();
+                let named: BTreeSet<(String, u64)> =
+                    grants.map(value).map(|value| (value.secret, value.version)).collect();
+                assert!(
+                    named.iter().all(|key| received.values.contains_key(key)),
+                    "a value misses"
+                );
+                received.values.retain(|key, _| named.contains(key));
+                self.base = received.clone();
                 return Ok(received);
             }
         }

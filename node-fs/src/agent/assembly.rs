@@ -4,9 +4,9 @@
 //! key. Depends on wire's seals and the values. Invariant: what it gives out is whole, follows from what
 //! the node has, brings every value that it names, and is never older than what was seen before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use keyhole_domain::{AssignedTask, Assignment, Revision, TaskId, ValueKey};
+use keyhole_domain::{Assignment, AssignmentDelta, DeltaError, Revision, TaskId, ValueKey};
 use keyhole_proto::v1;
 use keyhole_wire::seal::{Aad, EdgeKeyPair, Info, SealError, StreamOpener};
 
@@ -18,15 +18,8 @@ use crate::values::{SealedInMemory, Values, ValuesError};
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// A change that does not follow from what the node has.
-    #[error(
-        "a change applies to revision {applies_to}, but this node has {have}: a part is missing"
-    )]
-    Gap {
-        /// What it applies to.
-        applies_to: Revision,
-        /// What the node has.
-        have: Revision,
-    },
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
     /// The manager's state is older than what the node saw.
     #[error(
         "the manager offers revision {offered}, but this node has seen {seen}: going back is refused"
@@ -100,9 +93,7 @@ pub(super) struct Assembly {
 /// A change of which parts are still to come.
 #[derive(Debug)]
 struct Partial {
-    applies_to: Revision,
-    results_in: Revision,
-    tasks: BTreeMap<TaskId, AssignedTask>,
+    delta: AssignmentDelta,
     values: BTreeMap<ValueKey, (SealedInMemory, usize)>,
 }
 
@@ -126,15 +117,17 @@ impl Assembly {
         self.take_key(&part.enc)?;
         let mut partial = self.partial_for(&part)?;
         for record in &part.tasks {
-            let task = records::task(record)?;
-            partial.tasks.insert(task.id, task);
+            partial.delta.tasks.push(records::task(record)?);
+        }
+        for record in &part.changed_grants {
+            partial.delta.grants.push(records::changed_grants(record)?);
         }
         for id in &part.removed_tasks {
-            partial.tasks.remove(&records::parse("task id", id)?);
+            partial.delta.removed.push(records::parse("task id", id)?);
         }
         for record in &part.values {
             let key = records::value_key(record.key.as_ref())?;
-            let opened = self.open(key, partial.results_in, &record.ciphertext)?;
+            let opened = self.open(key, partial.delta.results_in, &record.ciphertext)?;
             let length = opened.len();
             partial.values.insert(key, (values.seal(key, opened)?, length));
         }
@@ -174,51 +167,42 @@ impl Assembly {
 
     /// The change that the part belongs to.
     fn partial_for(&mut self, part: &v1::AssignmentPart) -> Result<Partial, StreamError> {
-        let applies_to = records::revision(part.applies_to);
+        let applies_to = part.applies_to.map(|revision| records::revision(Some(revision)));
         let results_in = records::revision(part.results_in);
         if let Some(partial) = self.partial.take() {
-            return match partial.results_in == results_in && partial.applies_to == applies_to {
+            let AssignmentDelta { results_in: expected, applies_to: from, .. } = partial.delta;
+            return match expected == results_in && from == applies_to {
                 true => Ok(partial),
-                false => {
-                    Err(StreamError::Mixed { found: results_in, expected: partial.results_in })
-                }
+                false => Err(StreamError::Mixed { found: results_in, expected }),
             };
         }
         if results_in < self.seen || results_in.incarnation == 0 {
             return Err(StreamError::WentBack { offered: results_in, seen: self.seen });
         }
-        let tasks = match (applies_to == Revision::default(), &self.base) {
-            (true, _) => BTreeMap::new(),
-            (false, Some(base)) if base.revision == applies_to => {
-                base.tasks.iter().map(|task| (task.id, task.clone())).collect()
-            }
-            (false, base) => {
-                let have = base.as_ref().map_or_else(Revision::default, |base| base.revision);
-                return Err(StreamError::Gap { applies_to, have });
-            }
-        };
-        Ok(Partial { applies_to, results_in, tasks, values: BTreeMap::new() })
+        let delta = AssignmentDelta { applies_to, results_in, ..AssignmentDelta::default() };
+        Ok(Partial { delta, values: BTreeMap::new() })
     }
 
     fn finish(&mut self, partial: Partial) -> Result<Change, StreamError> {
-        let Partial { applies_to, results_in, tasks, values } = partial;
-        let complete = applies_to == Revision::default();
-        let had = match (&self.base, complete) {
-            (Some(base), false) => base.values(),
-            _ => BTreeSet::new(),
-        };
-        for task in tasks.values() {
-            for grant in &task.grants {
-                match values.get(&grant.value) {
-                    Some((_, length)) => check_length(grant.value, *length, grant.size)?,
-                    None if had.contains(&grant.value) => {}
-                    None => return Err(StreamError::Missing { task: task.id, key: grant.value }),
+        let Partial { delta, values } = partial;
+        let base = self.base.as_ref().filter(|_| delta.applies_to.is_some());
+        let mut absent = BTreeMap::new();
+        for (task, grant) in delta.grants() {
+            match values.get(&grant.value) {
+                Some((_, length)) => check_length(grant.value, *length, grant.size)?,
+                None => {
+                    absent.insert(grant.value, task);
                 }
             }
         }
-        let tasks = tasks.into_values().collect();
-        let assignment = Assignment { revision: results_in, tasks };
-        self.seen = results_in;
+        if !absent.is_empty() {
+            let had = base.map(Assignment::values).unwrap_or_default();
+            if let Some((key, task)) = absent.into_iter().find(|(key, _)| !had.contains(key)) {
+                return Err(StreamError::Missing { task, key });
+            }
+        }
+        let assignment = delta.apply(base)?;
+        self.seen = assignment.revision;
         self.base = Some(assignment.clone());
         let values = values.into_iter().map(|(key, (sealed, _))| (key, sealed)).collect();
         Ok(Change { assignment, values })

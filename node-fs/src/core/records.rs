@@ -2,7 +2,9 @@
 //!
 //! Invariant: what does not parse is refused as a whole and named; nothing is left out or guessed.
 
-use keyhole_domain::{AssignedGrant, AssignedTask, FileMode, GrantId, Revision, ValueKey, Version};
+use keyhole_domain::{
+    AssignedGrant, AssignedTask, FileMode, GrantId, Revision, TaskId, ValueKey, Version,
+};
 use keyhole_proto::v1;
 
 /// A record that makes no sense.
@@ -85,6 +87,13 @@ pub(crate) fn task(record: &v1::AssignedTaskRecord) -> Result<AssignedTask, Reco
         grants: record.grants.iter().map(grant).collect::<Result<_, _>>()?,
         rejected: (!record.rejected.is_empty()).then(|| record.rejected.clone()),
     })
+}
+
+pub(crate) fn changed_grants(
+    record: &v1::ChangedGrantsRecord,
+) -> Result<(TaskId, Vec<AssignedGrant>), RecordError> {
+    let grants = record.grants.iter().map(grant).collect::<Result<_, _>>()?;
+    Ok((parse("task id", &record.task)?, grants))
 }
 
 pub(crate) fn task_record(task: &AssignedTask) -> v1::AssignedTaskRecord {

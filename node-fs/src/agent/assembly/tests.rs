@@ -139,18 +139,33 @@ fn a_delta_changes_what_it_names_and_nothing_else() {
     assert_eq!(tasks, [task_id(1), task_id(2)]);
     assert_eq!(change.assignment.values(), [one, two].into());
     assert_eq!(change.values.len(), 1);
+    let mut rotated = part(4, 5);
+    let three = key(1, 3);
+    let grants = task(1, &[(three, 5)]).grants;
+    rotated.changed_grants = vec![v1::ChangedGrantsRecord { task: task_id(1).to_string(), grants }];
+    let error = stream.take(rotated.clone()).unwrap_err();
+    assert!(matches!(error, StreamError::Missing { .. }), "{error}");
+    rotated.values = vec![stream.value(three, 5, b"later")];
+    let change = stream.take(rotated).unwrap().unwrap();
+    assert_eq!(change.assignment.values(), [three, two].into());
+    // A value that went with its last grant must come again.
+    let mut back = part(5, 6);
+    back.tasks = vec![task(1, &[(one, 3)])];
+    let error = stream.take(back).unwrap_err();
+    assert!(matches!(error, StreamError::Missing { .. }), "{error}");
 }
 
 #[test]
 fn a_gap_in_the_chain_ends_the_stream() {
     let mut stream = Stream::new(Revision::default());
     let error = stream.take(part(2, 3)).unwrap_err();
-    assert!(matches!(error, StreamError::Gap { .. }), "a delta before anything complete: {error}");
+    let gap = |error: &StreamError| matches!(error, StreamError::Delta(DeltaError::Gap { .. }));
+    assert!(gap(&error), "a delta before anything complete: {error}");
     let mut stream = Stream::new(Revision::default());
     stream.take(part(0, 3)).unwrap().unwrap();
     stream.take(part(3, 5)).unwrap().unwrap();
     let error = stream.take(part(6, 7)).unwrap_err();
-    let StreamError::Gap { applies_to, have } = error else { panic!("{error}") };
+    let StreamError::Delta(DeltaError::Gap { applies_to, have }) = error else { panic!("{error}") };
     assert_eq!((applies_to, have), (revision(6), revision(5)));
 }
 
