@@ -58,13 +58,17 @@ impl Operator {
 
     /// A new secret.
     pub async fn create(&self, name: &str, value: &[u8]) -> Result<Acked, Status> {
-        let request = v1::CreateSecretRequest {
+        let changed = self.api.clone().create_secret(self.new_secret(name, value)).await?;
+        Ok(acked(changed.into_inner()))
+    }
+
+    /// What asks for a new secret, sealed and not sent yet.
+    pub fn new_secret(&self, name: &str, value: &[u8]) -> v1::CreateSecretRequest {
+        v1::CreateSecretRequest {
             name: name.to_owned(),
             labels: Default::default(),
             value: Some(self.seal("create", name, value)),
-        };
-        let changed = self.api.clone().create_secret(request).await?.into_inner();
-        Ok(acked(changed))
+        }
     }
 
     /// The next version of a secret.
