@@ -9,7 +9,7 @@ use crate::host::{Host, MANAGER_HOST, NODE_SOCKET};
 use crate::operator::cluster::ClusterCommand;
 use crate::operator::secret::SecretCommand;
 use crate::operator::service::ServiceCommand;
-use crate::{manager, node, run, task};
+use crate::{dev, manager, node, run, task};
 
 /// Secrets for tasks: kept encrypted on a few managers, shown as files to the tasks that were granted them
 #[derive(Debug, Parser)]
@@ -119,4 +119,10 @@ pub(crate) enum Command {
     /// Make tasks of processes that run already, on this node
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// Try it all: a manager and a node for one shell or command, in memory, gone at the end
+    #[command(after_help = dev::EXAMPLES)]
+    Dev(dev::Dev),
+    /// A process of 'dev'; started by it only
+    #[command(hide = true)]
+    DevPart(dev::DevPart),
 }

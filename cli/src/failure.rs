@@ -34,6 +34,8 @@ enum Kind {
     CannotExecute,
     /// `run`: there is no such command.
     CommandNotFound,
+    /// `dev`: the command ended so, and has said why.
+    Ended(u8),
 }
 
 impl Failure {
@@ -62,6 +64,11 @@ impl Failure {
         Self::of(Kind::CommandNotFound, message)
     }
 
+    /// The command of `dev` has ended with this code.
+    pub(crate) fn ended(code: u8) -> Self {
+        Self::of(Kind::Ended(code), "")
+    }
+
     fn of(kind: Kind, message: impl fmt::Display) -> Self {
         Self { kind, message: printable(&message.to_string()) }
     }
@@ -75,18 +82,19 @@ impl Failure {
         }
     }
 
-    /// The exit code of `run`, which tells its own failures from those of the command as docker's does.
+    /// The exit code of `run` and `dev`, which tells its own failures from those of the command as docker's does.
     pub(crate) fn exit_code_of_run(&self) -> u8 {
         match self.kind {
             Kind::CannotExecute => 126,
             Kind::CommandNotFound => 127,
+            Kind::Ended(code) => code,
             _ => 125,
         }
     }
 
     /// Whether a line is to be printed.
     pub(crate) fn has_message(&self) -> bool {
-        !matches!(self.kind, Kind::Reported | Kind::BrokenPipe)
+        !matches!(self.kind, Kind::Reported | Kind::BrokenPipe | Kind::Ended(_))
     }
 
     /// A word for programs.

@@ -1,7 +1,7 @@
 //! The `keyhole` binary: operator commands, the daemons and `run`; the only place that sees both sides.
 //!
 //! Reading order: `args` (the command line), `operator` (what is asked of managers), `run` and `task` (what is asked
-//! of this machine's node), `manager` and `node` (the daemons), `render` (how answers look).
+//! of this machine's node), `manager` and `node` (the daemons), `dev` (all of them), `render` (how answers look).
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ mod args;
 mod config;
 mod console;
 mod credentials;
+mod dev;
 mod failure;
 mod host;
 mod logs;
@@ -94,7 +95,7 @@ fn is_worker(argv: &[OsString]) -> bool {
     argv.get(1..3).is_some_and(|words| words == ["node", "worker"])
 }
 
-/// Whether the noun is `run`, whose own failures have other exit codes; also when the rest does not parse.
+/// Whether the noun is `run` or `dev`, whose own failures have other exit codes; also when the rest does not parse.
 fn is_run(argv: &[OsString]) -> bool {
     const WITH_VALUE: [&str; 8] =
         ["-H", "--host", "--cert", "--key", "--ca", "--node-socket", "--config", "--output"];
@@ -103,7 +104,7 @@ fn is_run(argv: &[OsString]) -> bool {
         if WITH_VALUE.contains(&word.as_ref()) {
             words.next();
         } else if !word.starts_with('-') {
-            return word == "run";
+            return matches!(word.as_ref(), "run" | "dev");
         }
     }
     false
@@ -113,6 +114,8 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let command = match command {
         Command::Run(run) => return run.run(&global),
+        Command::Dev(dev) => return dev.run(&global, console),
+        Command::DevPart(part) => return part.run(),
         Command::Manager(manager) => return manager.run(),
         Command::Node(node) => match node.daemon() {
             Ok(outcome) => return outcome,
@@ -139,7 +142,7 @@ async fn ask(
         Command::Node(node) => node.run(global, console).await,
         Command::Cluster(cluster) => cluster.run(global, console).await,
         Command::Task(task) => task.run(global, console).await,
-        Command::Manager(_) | Command::Run(_) => Ok(()),
+        Command::Manager(_) | Command::Run(_) | Command::Dev(_) | Command::DevPart(_) => Ok(()),
     }
 }
 
@@ -166,6 +169,7 @@ mod tests {
         assert!(is(&["keyhole", "run", "--bad"]));
         assert!(is(&["keyhole", "--host", "unix:///x", "run"]));
         assert!(is(&["keyhole", "--output=json", "run"]));
+        assert!(is(&["keyhole", "dev", "--bad"]));
         assert!(!is(&["keyhole", "node", "run"]));
         assert!(!is(&["keyhole", "--config", "run", "secret", "ls"]));
         assert!(!is(&["keyhole"]));

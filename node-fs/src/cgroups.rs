@@ -276,8 +276,13 @@ impl OwnedCgroup {
     /// Removes it with the empty cgroups its processes left below. A cgroup that still has
     /// processes stays, and is an error (`EBUSY`).
     pub fn remove(&self) -> Result<(), CgroupError> {
-        remove_tree(&self.path, 0).map_err(CgroupError::system("remove", &self.path))
+        remove_with_children(&self.path)
     }
+}
+
+/// Removes a cgroup with the empty ones below it. One with processes in it stays, and is an error (`EBUSY`).
+pub fn remove_with_children(path: &Path) -> Result<(), CgroupError> {
+    remove_tree(path, 0).map_err(CgroupError::system("remove", path))
 }
 
 fn remove_tree(path: &Path, depth: usize) -> io::Result<()> {

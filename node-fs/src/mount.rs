@@ -374,8 +374,8 @@ fn make_directory(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
-/// Detaches what crashed nodes left at `path`. Anything else mounted there is an error.
-fn remove_stale(path: &Path) -> Result<(), MountError> {
+/// Detaches what crashed nodes left at `path`, an absolute path without links. Anything else mounted there is an error.
+pub fn remove_stale(path: &Path) -> Result<(), MountError> {
     for _ in 0..MAX_STALE {
         let entries = mountinfo::read().map_err(failed_io("read /proc/self/mountinfo"))?;
         let Some(top) = mountinfo::top_mount_at(&entries, path) else {

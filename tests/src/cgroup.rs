@@ -24,6 +24,11 @@ impl TestCgroup {
         Self { path }
     }
 
+    /// One that is there already.
+    pub fn adopt(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path

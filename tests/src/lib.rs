@@ -16,6 +16,7 @@ mod cgroup;
 mod clock;
 mod cluster;
 mod daemon;
+pub mod dev;
 mod ground;
 pub mod labelled;
 mod machine;
