@@ -17,6 +17,8 @@ fn by_prefix<'a, K: AsRefStr, V>(
         (Some(_), more) if !text.is_empty() => {
             Err(Rejected::Ambiguous { kind, name: text.to_owned(), count: more + 1 })
         }
+        // Nothing at all is a variable that was not set, more often than not.
+        _ if text.is_empty() => Err(Rejected::NotFound { kind, name: "''".to_owned() }),
         _ => Err(Rejected::NotFound { kind, name: text.chars().take(80).collect() }),
     }
 }
