@@ -1,7 +1,10 @@
 //! Options from a TOML file and from the environment: the command line first, then `KEYHOLE_*`, then the file.
 //!
 //! Every long option takes part by its place: `--listen` of `keyhole manager run` is `KEYHOLE_MANAGER_RUN_LISTEN`,
-//! and `listen` in the table `[manager.run]`. A key of the file that no option has is an error.
+//! and `listen` in the table `[manager.run]`. A key of the file that no option has is an error. docs/CONFIGURATION.md
+//! has the table of all of them; a test compares it with [`table`].
+
+mod table;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,18 +14,25 @@ use toml::{Table, Value};
 
 use crate::failure::Failure;
 
-/// The file that `--config` or `KEYHOLE_CONFIG` names, found before anything else is parsed.
-pub(crate) fn file_of(argv: &[OsString], environment: Option<OsString>) -> Option<PathBuf> {
-    let own = argv.iter().skip(1).take_while(|word| *word != "--");
-    let words: Vec<_> = own.collect();
-    let named = words.iter().enumerate().find_map(|(at, word)| {
-        let word = word.to_str()?;
-        match word.strip_prefix("--config") {
-            Some("") => words.get(at + 1).map(|next| PathBuf::from(*next)),
-            Some(rest) => rest.strip_prefix('=').map(PathBuf::from),
-            None => None,
+pub(crate) use table::mistyped_variables;
+
+/// What was typed for a global option, found before anything else is parsed; the last one counts.
+pub(crate) fn typed(argv: &[OsString], option: &str) -> Option<OsString> {
+    let words: Vec<_> = argv.iter().skip(1).take_while(|word| *word != "--").collect();
+    let mut found = None;
+    for (at, word) in words.iter().enumerate() {
+        match word.to_str().and_then(|word| word.strip_prefix(option)) {
+            Some("") => found = words.get(at + 1).map(|next| (*next).clone()).or(found),
+            Some(rest) => found = rest.strip_prefix('=').map(OsString::from).or(found),
+            None => {}
         }
-    });
+    }
+    found
+}
+
+/// The file that `--config` or `KEYHOLE_CONFIG` names.
+pub(crate) fn file_of(argv: &[OsString], environment: Option<OsString>) -> Option<PathBuf> {
+    let named = typed(argv, "--config").map(PathBuf::from);
     named.or_else(|| environment.filter(|path| !path.is_empty()).map(PathBuf::from))
 }
 
@@ -40,16 +50,12 @@ pub(crate) fn read(path: &std::path::Path) -> Result<Table, Failure> {
 /// Gives every option of `command` its variable, and its default from `options`.
 pub(crate) fn layer(command: Command, options: Table) -> Result<Command, Failure> {
     let mut layers = Layers { errors: Vec::new() };
-    let command = layers.command(command, &[], normal(options));
+    let options = layers.normal(&[], options);
+    let command = layers.command(command, &[], options);
     match layers.errors.into_iter().next() {
         None => Ok(command),
         Some(error) => Err(Failure::new(error)),
     }
-}
-
-/// `node_socket` is as good as `node-socket`.
-fn normal(table: Table) -> Table {
-    table.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect()
 }
 
 struct Layers {
@@ -57,39 +63,56 @@ struct Layers {
 }
 
 impl Layers {
+    /// `node_socket` is as good as `node-socket`.
+    fn normal(&mut self, path: &[String], table: Table) -> Table {
+        let mut normal = Table::new();
+        for (key, value) in table {
+            let key = key.replace('_', "-");
+            if normal.insert(key.clone(), value).is_some() {
+                self.errors.push(format!("option file: {key:?}{} is there twice", place(path)));
+            }
+        }
+        normal
+    }
+
     fn command(&mut self, command: Command, path: &[String], mut options: Table) -> Command {
+        let known = keys(&command);
         let command = command.mut_args(|arg| {
-            let value = arg.get_long().and_then(|long| options.remove(long));
+            let long = arg.get_long().filter(|long| in_file(&arg, long));
+            let value = long.and_then(|long| options.remove(long));
             self.arg(arg, path, value)
         });
         let command = command.mut_subcommands(|sub| {
             let name = sub.get_name().to_owned();
+            let path: Vec<_> = path.iter().cloned().chain([name.clone()]).collect();
             let table = match options.remove(&name) {
                 None => Table::new(),
-                Some(Value::Table(table)) => normal(table),
+                Some(Value::Table(table)) => self.normal(&path, table),
                 Some(_) => {
-                    self.errors.push(format!("option file: {name:?} must be a table: [{name}]"));
+                    let table = path.join(".");
+                    self.errors.push(format!("option file: {name:?} must be a table: [{table}]"));
                     Table::new()
                 }
             };
-            let path: Vec<_> = path.iter().cloned().chain([name]).collect();
             self.command(sub, &path, table)
         });
         if let Some(key) = options.keys().next() {
-            let place =
-                if path.is_empty() { String::new() } else { format!(" in [{}]", path.join(".")) };
-            self.errors.push(format!("option file: {key:?}{place} is no option or command"));
+            let mend = match nearest(key, known.iter().map(String::as_str)) {
+                Some(meant) => format!("did you mean {meant:?}?"),
+                None if known.is_empty() => "nothing can be set here".to_owned(),
+                None => format!("known here are {}", known.join(", ")),
+            };
+            let place = place(path);
+            self.errors
+                .push(format!("option file: {key:?}{place} is no option or command; {mend}"));
         }
         command
     }
 
     fn arg(&mut self, arg: Arg, path: &[String], value: Option<Value>) -> Arg {
-        let Some(long) = arg.get_long().map(str::to_owned) else {
+        let Some(long) = arg.get_long().filter(|_| is_option(&arg)).map(str::to_owned) else {
             return arg;
         };
-        if matches!(arg.get_action(), ArgAction::Help | ArgAction::Version) {
-            return arg;
-        }
         let arg = match arg.get_env() {
             Some(_) => arg,
             None => arg.env(variable(path, &long)).hide_env(true),
@@ -111,6 +134,42 @@ impl Layers {
             },
         }
     }
+}
+
+/// Whether it can be set elsewhere than on the command line.
+fn is_option(arg: &Arg) -> bool {
+    arg.get_long().is_some() && !matches!(arg.get_action(), ArgAction::Help | ArgAction::Version)
+}
+
+/// A file cannot name another file.
+fn in_file(arg: &Arg, long: &str) -> bool {
+    is_option(arg) && long != "config"
+}
+
+/// What a table of the file may have: options, and the tables of commands.
+fn keys(command: &Command) -> Vec<String> {
+    let longs = command.get_arguments().filter_map(|arg| {
+        let long = arg.get_long()?;
+        in_file(arg, long).then(|| long.to_owned())
+    });
+    let subs = command.get_subcommands().filter(|sub| !sub.is_hide_set() && settable(sub));
+    longs.chain(subs.map(|sub| sub.get_name().to_owned())).collect()
+}
+
+fn settable(command: &Command) -> bool {
+    command.get_arguments().any(is_option) || command.get_subcommands().any(settable)
+}
+
+/// ` in [manager.run]`
+fn place(path: &[String]) -> String {
+    if path.is_empty() { String::new() } else { format!(" in [{}]", path.join(".")) }
+}
+
+/// The word that was probably meant.
+fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = known.map(|word| (strsim::jaro_winkler(typed, word), word));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.filter(|(score, _)| *score > 0.85).map(|(_, word)| word)
 }
 
 /// `KEYHOLE_MANAGER_RUN_LISTEN`
@@ -175,6 +234,41 @@ mod tests {
         assert!(error.contains("colour") && error.contains("[manager.run]"), "{error}");
         assert!(parse("manager = 1", argv).unwrap_err().contains("manager"));
         assert!(parse("host = 1.5", argv).unwrap_err().contains("host"));
+    }
+
+    #[test]
+    fn unknown_keys_are_met_with_the_nearest_name() {
+        let argv = &["keyhole", "secret", "ls"];
+        for (toml, line) in [
+            ("hots = 'x'", "option file: \"hots\" is no option or command; did you mean \"host\"?"),
+            (
+                "[manager.run]\ndata_dri = '/d'",
+                "option file: \"data-dri\" in [manager.run] is no option or command; did you mean \"data-dir\"?",
+            ),
+            (
+                "[sceret.ls]\nquiet = true",
+                "option file: \"sceret\" is no option or command; did you mean \"secret\"?",
+            ),
+            (
+                "[cluster.join-token]\nzzz = 1",
+                "option file: \"zzz\" in [cluster.join-token] is no option or command; known here are quiet, rotate",
+            ),
+            (
+                "[secret.rm]\nforce = true",
+                "option file: \"force\" in [secret.rm] is no option or command; nothing can be set here",
+            ),
+            (
+                "config = '/x'",
+                "option file: \"config\" is no option or command; known here are host, cert, key, ca, node-socket, \
+                 output, secret, service, node, cluster, manager, run, task",
+            ),
+            (
+                "node-socket = '/a'\nnode_socket = '/b'",
+                "option file: \"node-socket\" is there twice",
+            ),
+        ] {
+            assert_eq!(parse(toml, argv).unwrap_err(), line, "{toml}");
+        }
     }
 
     #[test]

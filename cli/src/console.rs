@@ -1,8 +1,12 @@
 //! Where a command writes, and what it takes for the time: the process's own streams, or a test's.
 //!
-//! `println!` is never used: it panics when the reader has left.
+//! `println!` is never used: it panics when the reader has left. Colours and progress are for terminals only, and
+//! colours only for those that want them (`NO_COLOR`, `TERM=dumb`).
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::failure::Failure;
 use crate::render::time;
@@ -13,7 +17,7 @@ pub(crate) enum Output {
     /// `keyhole: what went wrong`
     #[default]
     Text,
-    /// `{"error":"what went wrong","code":"NOT_FOUND"}`
+    /// `{"code":"NOT_FOUND","error":"what went wrong","exit":1,"name":"db"}`, a line each; warnings too
     Json,
 }
 
@@ -22,6 +26,7 @@ pub(crate) struct Console {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
     terminal: bool,
+    colours: bool,
     now: fn() -> u64,
     /// How failures are written.
     pub(crate) output: Output,
@@ -34,6 +39,7 @@ impl Console {
             out: Box::new(io::stdout()),
             err: Box::new(io::stderr()),
             terminal: io::stderr().is_terminal(),
+            colours: colours(&io::stderr()),
             now: time::now,
             output: Output::Text,
         }
@@ -42,7 +48,7 @@ impl Console {
     /// A test's.
     #[cfg(test)]
     pub(crate) fn of(out: Box<dyn Write>, err: Box<dyn Write>, now: fn() -> u64) -> Self {
-        Self { out, err, terminal: false, now, output: Output::Text }
+        Self { out, err, terminal: false, colours: false, now, output: Output::Text }
     }
 
     /// Nanoseconds since 1970.
@@ -64,8 +70,14 @@ impl Console {
     /// Warns on standard error.
     pub(crate) fn warn(&mut self, text: &str) {
         let text = crate::render::printable(text);
+        let line = match self.output {
+            Output::Text => {
+                format!("{}: {}: {text}", self.bold("keyhole"), self.painted(YELLOW, "warning"))
+            }
+            Output::Json => serde_json::json!({ "warning": text }).to_string(),
+        };
         // Who closes standard error does not want to be warned.
-        let _ = writeln!(self.err, "keyhole: warning: {text}");
+        let _ = writeln!(self.err, "{line}");
     }
 
     /// Says what is waited for, in place; on a terminal only.
@@ -84,18 +96,63 @@ impl Console {
         }
     }
 
-    /// Reports a failure in one line.
-    pub(crate) fn report(&mut self, failure: &Failure) {
+    /// Awaits `work`; on a terminal, says after a moment what is waited for, and for how long already.
+    pub(crate) async fn while_waiting<T>(
+        &mut self,
+        what: &str,
+        work: impl Future<Output = T>,
+    ) -> T {
+        if !self.terminal {
+            return work.await;
+        }
+        let mut work = std::pin::pin!(work);
+        let began = Instant::now();
+        let mut ticks = tokio::time::interval_at(began + PATIENCE, PATIENCE);
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                _ = ticks.tick() => {
+                    self.progress(&format!("waiting for {what} ({} s)", began.elapsed().as_secs()));
+                }
+            }
+        };
+        self.progress("");
+        done
+    }
+
+    /// Reports a failure in one line; `exit` is the code that the program ends with for it.
+    pub(crate) fn report(&mut self, failure: &Failure, exit: u8) {
         if !failure.has_message() {
             return;
         }
         let line = match self.output {
-            Output::Text => format!("keyhole: {failure}"),
-            Output::Json => {
-                let code = failure.code();
-                serde_json::json!({"error": failure.to_string(), "code": code}).to_string()
-            }
+            Output::Text => format!("{}: {failure}", self.painted(RED, "keyhole")),
+            Output::Json => failure.json(exit).to_string(),
         };
         let _ = writeln!(self.err, "{line}");
     }
+
+    fn bold(&self, text: &str) -> String {
+        self.painted(BOLD, text)
+    }
+
+    fn painted(&self, code: &str, text: &str) -> String {
+        match self.colours {
+            true => format!("\x1b[{code}m{text}\x1b[0m"),
+            false => text.to_owned(),
+        }
+    }
+}
+
+const BOLD: &str = "1";
+const RED: &str = "1;31";
+const YELLOW: &str = "33";
+
+/// After this time, and again each time, a wait is told.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Whether a stream shows colours, and its reader has not said otherwise.
+pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
+    let said = |name: &str| std::env::var_os(name).unwrap_or_default();
+    stream.is_terminal() && said("NO_COLOR").is_empty() && said("TERM") != "dumb"
 }

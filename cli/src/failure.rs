@@ -15,6 +15,7 @@ use crate::render::printable;
 pub(crate) struct Failure {
     kind: Kind,
     message: String,
+    name: Option<String>,
 }
 
 /// What sort of failure it is.
@@ -70,7 +71,23 @@ impl Failure {
     }
 
     fn of(kind: Kind, message: impl fmt::Display) -> Self {
-        Self { kind, message: printable(&message.to_string()) }
+        Self { kind, message: printable(&message.to_string()), name: None }
+    }
+
+    /// It is about the thing of that name; programs are told.
+    pub(crate) fn about(mut self, name: &str) -> Self {
+        self.name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// For programs: what went wrong, a word for it, the exit code, and the name of the thing if there is one.
+    pub(crate) fn json(&self, exit: u8) -> serde_json::Value {
+        let mut said =
+            serde_json::json!({"error": self.message, "code": self.code(), "exit": exit});
+        if let Some(name) = &self.name {
+            said["name"] = name.as_str().into();
+        }
+        said
     }
 
     /// The exit code of operator commands: 0, 1 refused or failed, 2 usage.
@@ -98,7 +115,7 @@ impl Failure {
     }
 
     /// A word for programs.
-    pub(crate) fn code(&self) -> String {
+    fn code(&self) -> String {
         match self.kind {
             Kind::Usage => "USAGE".to_owned(),
             Kind::Status(code) => code_name(code).to_owned(),

@@ -46,7 +46,7 @@ impl LogOptions {
         let lines = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+            .with_ansi(crate::console::colours(&std::io::stderr()));
         let started = match self.log_format {
             LogFormat::Text => lines.try_init(),
             LogFormat::Json => lines.json().try_init(),

@@ -6,12 +6,13 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches, ValueEnum};
 use keyhole_secmem::ZeroingAllocator;
 
 use crate::args::{Cli, Command};
-use crate::console::Console;
+use crate::console::{Console, Output};
 use crate::failure::Failure;
+use crate::usage::Ending;
 
 mod args;
 mod config;
@@ -27,6 +28,7 @@ mod operator;
 mod render;
 mod run;
 mod task;
+mod usage;
 mod value;
 
 /// For both daemons and for the CLI: what is freed is wiped.
@@ -41,26 +43,51 @@ fn main() -> ExitCode {
     let failure = match parse(&argv) {
         Ok(cli) => {
             console.output = cli.global.output;
+            for (variable, meant) in config::mistyped_variables() {
+                console.warn(&format!(
+                    "the environment's {variable} sets no option; did you mean {meant}?"
+                ));
+            }
             match dispatch(cli, &mut console) {
                 Ok(()) => return ExitCode::SUCCESS,
                 Err(failure) => failure,
             }
         }
-        Err(Unparsed::Clap(error)) => {
-            let _ = error.print();
-            return match error.exit_code() {
-                0 => ExitCode::SUCCESS,
-                _ if is_run => ExitCode::from(125),
-                _ => ExitCode::from(2),
-            };
+        Err(unparsed) => {
+            console.output = output_of(&argv);
+            match unparsed {
+                Unparsed::Clap(error) => match (usage::ending(&error), console.output) {
+                    (Ending::Answer, _) => {
+                        let _ = error.print();
+                        return ExitCode::SUCCESS;
+                    }
+                    (Ending::HelpInstead, Output::Text) => {
+                        let _ = error.print();
+                        return ExitCode::from(2);
+                    }
+                    _ => usage::failure(&error),
+                },
+                Unparsed::Config(failure) => failure,
+            }
         }
-        Err(Unparsed::Config(failure)) => failure,
     };
-    console.report(&failure);
-    ExitCode::from(match is_run {
+    let exit = match is_run {
         true => failure.exit_code_of_run(),
         false => failure.exit_code(),
-    })
+    };
+    console.report(&failure, exit);
+    ExitCode::from(exit)
+}
+
+/// What `--output` says, of a command line that does not parse.
+fn output_of(argv: &[OsString]) -> Output {
+    if let Some(word) = config::typed(argv, "--output") {
+        return Output::from_str(&word.to_string_lossy(), true).unwrap_or_default();
+    }
+    let command = layered(argv).map(|command| command.ignore_errors(true));
+    let matches = command.ok().and_then(|command| command.try_get_matches_from(&argv[..1]).ok());
+    let output = matches.as_ref().and_then(|m| m.try_get_one::<Output>("output").ok().flatten());
+    output.copied().unwrap_or_default()
 }
 
 /// Why there is nothing to do.
@@ -78,16 +105,21 @@ impl From<clap::Error> for Unparsed {
 }
 
 fn parse(argv: &[OsString]) -> Result<Cli, Unparsed> {
+    let command = layered(argv).map_err(Unparsed::Config)?;
+    let matches = command.try_get_matches_from(argv)?;
+    Ok(Cli::from_arg_matches(&matches)?)
+}
+
+/// The command line with what the environment and the file of options say.
+fn layered(argv: &[OsString]) -> Result<clap::Command, Failure> {
     let file = config::file_of(argv, std::env::var_os("KEYHOLE_CONFIG"));
     let options = match file {
         // A worker gets all it needs from its supervisor; an options file edited since must not stop its restart.
         Some(_) if is_worker(argv) => toml::Table::new(),
-        Some(file) => config::read(&file).map_err(Unparsed::Config)?,
+        Some(file) => config::read(&file)?,
         None => toml::Table::new(),
     };
-    let command = config::layer(Cli::command(), options).map_err(Unparsed::Config)?;
-    let matches = command.try_get_matches_from(argv)?;
-    Ok(Cli::from_arg_matches(&matches)?)
+    config::layer(Cli::command(), options)
 }
 
 /// Whether this is the process that a supervisor starts.
@@ -113,7 +145,7 @@ fn is_run(argv: &[OsString]) -> bool {
 fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
     let Cli { global, command } = cli;
     let command = match command {
-        Command::Run(run) => return run.run(&global),
+        Command::Run(run) => return run.run(&global, console),
         Command::Dev(dev) => return dev.run(&global, console),
         Command::DevPart(part) => return part.run(),
         Command::Manager(manager) => return manager.run(),
@@ -161,6 +193,35 @@ mod tests {
             parse(&argv[..2].iter().cloned().chain(argv[3..5].iter().cloned()).collect::<Vec<_>>()),
             Err(Unparsed::Config(_))
         ));
+    }
+
+    #[test]
+    fn the_output_is_known_of_mistakes_too() {
+        let of = |words: &[&str]| output_of(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(of(&["keyhole", "secret", "--output", "json", "ls", "--bad"]), Output::Json);
+        assert_eq!(of(&["keyhole", "secret", "ls", "--bad", "--output=json"]), Output::Json);
+        assert_eq!(of(&["keyhole", "--output", "json"]), Output::Json);
+        assert_eq!(of(&["keyhole", "--output", "json", "nothing"]), Output::Json);
+        assert_eq!(of(&["keyhole", "secret", "ls", "--output", "xml"]), Output::Text);
+        assert_eq!(of(&["keyhole", "run", "--", "x", "--output", "json"]), Output::Text);
+    }
+
+    #[test]
+    fn every_verb_has_examples() {
+        fn look(command: &clap::Command, path: &str, lacking: &mut Vec<String>) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                if sub.has_subcommands() {
+                    look(sub, &path, lacking);
+                } else if !help.starts_with("Examples:") || !help.contains(&path) {
+                    lacking.push(path);
+                }
+            }
+        }
+        let mut lacking = Vec::new();
+        look(&Cli::command(), "keyhole", &mut lacking);
+        assert!(lacking.is_empty(), "no examples in the help of {lacking:?}");
     }
 
     #[test]

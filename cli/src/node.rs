@@ -34,15 +34,24 @@ pub(crate) enum NodeCommand {
     #[command(hide = true)]
     Worker(Worker),
     /// Show how this machine's node is
+    #[command(after_help = "Examples:\n  \
+        keyhole node status\n  \
+        keyhole node status --format '{{.Manager}} {{.Trouble}}'")]
     Status(Status),
     /// List the nodes of the cluster
     #[command(
         visible_alias = "list",
-        after_help = "Fields: .ID .Hostname .Status .Availability .Revision .Tasks \
+        after_help = "Examples:\n  \
+        keyhole node ls\n  \
+        keyhole node ls -f label=zone=eu -f status=down --format '{{.Hostname}} {{.Address}}'\n\n\
+        Fields: .ID .Hostname .Status .Availability .Revision .Tasks \
         .Address .JoinedAt .Labels .Label \"KEY\""
     )]
     Ls(ListOptions),
     /// Show everything about nodes
+    #[command(after_help = "Examples:\n  \
+        keyhole node inspect --pretty alpha\n  \
+        keyhole node inspect --format '{{json .Spec.Labels}}' alpha")]
     Inspect(operator::Inspect),
     /// Change a node's labels or availability
     #[command(after_help = "Examples:\n  \
@@ -50,9 +59,18 @@ pub(crate) enum NodeCommand {
         keyhole node update --availability pause alpha")]
     Update(operator::Update),
     /// List the tasks of nodes
+    #[command(after_help = "Examples:\n  \
+        keyhole node ps alpha\n  \
+        keyhole node ps -f service=web --format '{{.ID}} {{.CurrentState}}' alpha beta\n\n\
+        Fields: .ID .Name .Service .Node .DesiredState .CurrentState .Error .Cgroup")]
     Ps(operator::Ps),
     /// Remove nodes from the cluster
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "Examples:\n  \
+        keyhole node rm alpha\n  \
+        keyhole node rm --force alpha     (also while it is connected)"
+    )]
     Rm(operator::Rm),
 }
 

@@ -65,6 +65,11 @@ fn object(text: &str) -> v1::ObjectRequest {
     v1::ObjectRequest { object: text.to_owned() }
 }
 
+/// Turns an error into a failure about the thing of that name.
+fn about<E: Into<Failure>>(name: &str) -> impl Fn(E) -> Failure {
+    move |error| error.into().about(name)
+}
+
 /// Does `work` for each name, goes on after a failure, reports each, and fails in the end if one did.
 async fn for_each<T>(
     console: &mut Console,
@@ -77,7 +82,7 @@ async fn for_each<T>(
         match work(console, name).await {
             Ok(result) => done.push(result),
             Err(failure) => {
-                console.report(&failure);
+                console.report(&failure.about(name), 1);
                 outcome = Err(Failure::reported());
             }
         }

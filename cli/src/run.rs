@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use crate::args::Global;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::host;
 use crate::task::{DEFAULT_WAIT, millis};
@@ -58,7 +59,7 @@ pub(crate) struct Run {
 
 impl Run {
     /// Becomes the command; returns only if that does not work.
-    pub(crate) fn run(self, global: &Global) -> Result<(), Failure> {
+    pub(crate) fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(Failure::usage("no command is given"));
         };
@@ -69,7 +70,7 @@ impl Run {
             .enable_all()
             .build()
             .map_err(|error| Failure::new(format!("cannot start: {error}")))?;
-        let (mut node, task) = runtime.block_on(self.register(global))?;
+        let (mut node, task) = runtime.block_on(self.register(global, console))?;
         let failure = match self.enter(&task) {
             Ok(()) => {
                 let error = Command::new(&file).arg0(program).args(arguments).exec();
@@ -85,11 +86,14 @@ impl Run {
     async fn register(
         &self,
         global: &Global,
+        console: &mut Console,
     ) -> Result<(ControlClient<Channel>, v1::NodeTask), Failure> {
         let mut node = host::node_for(&global.node_socket, self.wait).await?;
         let request =
             v1::RunTaskRequest { service: self.service.clone(), wait_millis: millis(self.wait) };
-        let task = node.run_task(request).await?.into_inner();
+        let work = node.run_task(request);
+        let task = console.while_waiting("the task's files", work).await;
+        let task = task.map_err(|status| Failure::from(status).about(&self.service))?.into_inner();
         Ok((node, task))
     }
 

@@ -29,11 +29,17 @@ pub(crate) enum TaskCommand {
     /// List the tasks of this node
     #[command(
         visible_alias = "list",
-        after_help = "Fields: .ID .Service .State .Since .Files .Cgroup .Error .Mount"
+        after_help = "Examples:\n  \
+        keyhole task ls\n  \
+        keyhole task ls -q -f service=web\n\n\
+        Fields: .ID .Service .State .Since .Files .Cgroup .Error .Mount"
     )]
     Ls(Ls),
     /// End tasks; their processes go on, without their secrets
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "Examples:\n  keyhole task rm $(keyhole task ls -q -f service=web)"
+    )]
     Rm(Rm),
 }
 
@@ -108,7 +114,8 @@ impl Add {
             wait_millis: millis(self.wait),
         };
         let mut node = host::node_for(&global.node_socket, self.wait).await?;
-        let task = node.add_task(request).await?.into_inner();
+        let work = node.add_task(request);
+        let task = console.while_waiting("the task's files", work).await?.into_inner();
         if task.state != "Running" {
             console.warn(&format!("the task is {}: {}", task.state, task.reason));
         }
@@ -194,7 +201,7 @@ impl Rm {
             match node.remove_task(v1::RemoveTaskRequest { id: id.clone() }).await {
                 Ok(_) => console.line(&id)?,
                 Err(status) => {
-                    console.report(&status.into());
+                    console.report(&Failure::from(status).about(&id), 1);
                     outcome = Err(Failure::reported());
                 }
             }

@@ -38,6 +38,7 @@ pub(crate) fn read(
         Failure::new(format!(
             "secret {name}: cannot open {shown}: {error}; give a readable file, or - for standard input"
         ))
+        .about(name)
     })?;
     read_from(name, &shown, file.as_fd())
 }
@@ -50,7 +51,7 @@ fn read_from(name: &str, source: &str, fd: BorrowedFd<'_>) -> Result<SecretBytes
             ReadError::Io(error) => format!("cannot read it: {error}"),
             error => error.to_string(),
         };
-        Failure::new(format!("secret {name}: value from {source}: {why}"))
+        Failure::new(format!("secret {name}: value from {source}: {why}")).about(name)
     })
 }
 

@@ -17,6 +17,9 @@ use crate::render::{size, time};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// Show how the cluster is
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster status\n  \
+        keyhole cluster status --format '{{.Secrets}} {{.ValueBytes}}'")]
     Status(Status),
     /// Print what a new machine needs to join
     #[command(after_help = "Examples:\n  \

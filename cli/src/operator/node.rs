@@ -5,7 +5,7 @@ use keyhole_proto::v1;
 
 use super::labels::{self, Label};
 use super::tasks::{PsOptions, TaskTable};
-use super::{Manager, for_each, object};
+use super::{Manager, about, for_each, object};
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
@@ -202,7 +202,7 @@ impl Update {
             availability: availability.into(),
         };
         let mut manager = Manager::connect(global).await?;
-        manager.api.update_node(request).await?;
+        manager.api.update_node(request).await.map_err(about(&self.node))?;
         console.line(&self.node)
     }
 }

@@ -10,7 +10,7 @@ use keyhole_domain::SecretName;
 use keyhole_proto::v1;
 
 use super::labels::{self, Label};
-use super::{Manager, for_each, object};
+use super::{Manager, about, for_each, object};
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
@@ -36,12 +36,16 @@ pub(crate) enum SecretCommand {
         keyhole secret rollback db_password --to 3")]
     Rollback(change::Rollback),
     /// Change the labels of a secret
+    #[command(after_help = "Examples:\n  \
+        keyhole secret update --label-add env=prod --label-add owner=web db_password\n  \
+        keyhole secret update --label-rm owner db_password")]
     Update(change::Update),
     /// List secrets
     #[command(
         visible_alias = "list",
         after_help = "Examples:\n  \
         keyhole secret ls -f label=env=prod\n  \
+        keyhole secret ls -q -f name=db_\n  \
         keyhole secret ls --format 'table {{.Name}}\\t{{.Version}}'\n\n\
         Fields: .ID .Name .Version .CreatedAt .UpdatedAt .Services .Labels .Label \"KEY\""
     )]
@@ -53,11 +57,24 @@ pub(crate) enum SecretCommand {
         keyhole secret inspect --format '{{json .Spec.Labels}}' db_password")]
     Inspect(show::Inspect),
     /// Remove secrets that no service uses
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "Examples:\n  \
+        keyhole secret rm old_password old_key\n  \
+        keyhole secret rm $(keyhole secret ls -q -f label=env=test)"
+    )]
     Rm(Rm),
     /// List the versions of a secret
+    #[command(after_help = "Examples:\n  \
+        keyhole secret history db_password\n  \
+        keyhole secret history -f pinned=yes --format '{{.Version}} {{.CreatedAt}}' db_password\n\n\
+        Fields: .Version .CreatedAt .Size .Current .Pinned")]
     History(show::History),
     /// Show which task has which version of a secret
+    #[command(after_help = "Examples:\n  \
+        keyhole secret status db_password\n  \
+        keyhole secret status -q -f state=behind db_password     (ids of tasks that lag)\n\n\
+        Fields: .ID .Service .Node .NodeID .Version .Entitled .State")]
     Status(delivery::Status),
 }
 
@@ -101,7 +118,8 @@ impl SecretCommand {
 impl Create {
     async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         value::protect_process()?;
-        let name: SecretName = self.name.parse().map_err(Failure::new)?;
+        let name: SecretName =
+            self.name.parse().map_err(|error| Failure::new(error).about(&self.name))?;
         let labels = labels::checked(&self.label)?;
         let file = self.file.ok_or_else(|| {
             Failure::usage("secret file is required: give a file name, or - for standard input")
@@ -115,7 +133,8 @@ impl Create {
             labels,
         };
         drop(value);
-        let made = manager.api.create_secret(request).await?.into_inner();
+        let made = manager.api.create_secret(request).await;
+        let made = made.map_err(about(name.as_str()))?.into_inner();
         console.line(&made.id)
     }
 }

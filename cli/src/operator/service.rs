@@ -27,14 +27,20 @@ pub(crate) enum ServiceCommand {
     #[command(after_help = "Examples:\n  \
         keyhole service update web --secret-add source=api_key,mode=0400\n  \
         keyhole service update web --secret-rm api_key\n  \
-        keyhole service update web --constraint-add node.hostname!=test1")]
+        keyhole service update web --constraint-add node.hostname!=test1\n  \
+        keyhole service update web --label-add tier=front --label-rm old")]
     Update(change::Update),
     /// Go back to the spec before the last update
+    #[command(after_help = "Examples:\n  \
+        keyhole service rollback web     (done twice, it is as it was)")]
     Rollback(change::Rollback),
     /// List services
     #[command(
         visible_alias = "list",
-        after_help = "Fields: .ID .Name .Tasks .Secrets .Constraints .CreatedAt \
+        after_help = "Examples:\n  \
+        keyhole service ls\n  \
+        keyhole service ls -f label=tier=front --format 'table {{.Name}}\\t{{.Tasks}}'\n\n\
+        Fields: .ID .Name .Tasks .Secrets .Constraints .CreatedAt \
         .UpdatedAt .Labels .Label \"KEY\""
     )]
     Ls(crate::render::listing::ListOptions),
@@ -44,9 +50,13 @@ pub(crate) enum ServiceCommand {
         keyhole service inspect --format '{{range .Spec.Secrets}}{{println .SecretName .File.Name}}{{end}}' web")]
     Inspect(show::Inspect),
     /// List the tasks of services
+    #[command(after_help = "Examples:\n  \
+        keyhole service ps web\n  \
+        keyhole service ps --no-trunc -f desired-state=running web api\n\n\
+        Fields: .ID .Name .Service .Node .DesiredState .CurrentState .Error .Cgroup")]
     Ps(Ps),
     /// Remove services; their tasks lose their files
-    #[command(visible_alias = "remove")]
+    #[command(visible_alias = "remove", after_help = "Examples:\n  keyhole service rm web api")]
     Rm(Rm),
 }
 

@@ -1,21 +1,25 @@
-//! A manager's answers, given over a real socket, so that tests see what the whole CLI prints.
+//! A manager's and a node's answers, given over a real socket, so that tests see what the whole CLI prints.
 //!
 //! It has no rules: it opens what was sealed for it, remembers what it was asked, and gives the same answers
 //! always. The rules are tested where they live.
 
 mod fake;
 mod golden;
+mod golden_more;
+mod machine;
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use clap::{CommandFactory, FromArgMatches};
+use keyhole_proto::v1::control_server::ControlServer;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::args::Cli;
 use crate::console::Console;
 use fake::Fake;
+use machine::FakeNode;
 
 /// 2023-11-14T22:13:20Z, in nanoseconds; the clock of these tests stands two minutes later.
 const THEN: u64 = 1_700_000_000_000_000_000;
@@ -57,7 +61,10 @@ fn keyhole_at(fake: &Fake, words: &[&str]) -> Ran {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("manager.sock");
     let host = format!("unix://{}", socket.display());
-    let argv = ["keyhole", "--host", &host].into_iter().chain(words.iter().copied());
+    let node_socket = folder.path().join("node.sock");
+    let node = node_socket.display().to_string();
+    let places = ["keyhole", "--host", &host, "--node-socket", &node];
+    let argv = places.into_iter().chain(words.iter().copied());
     let matches = crate::config::layer(Cli::command(), toml::Table::new())
         .unwrap()
         .try_get_matches_from(argv)
@@ -73,14 +80,21 @@ fn keyhole_at(fake: &Fake, words: &[&str]) -> Ran {
             .add_service(fake.service())
             .serve_with_incoming(listener);
         let server = tokio::spawn(server);
+        let listener = UnixListenerStream::new(UnixListener::bind(&node_socket).unwrap());
+        let node = tonic::transport::Server::builder()
+            .add_service(ControlServer::new(FakeNode))
+            .serve_with_incoming(listener);
+        let node = tokio::spawn(node);
         let outcome = crate::ask(cli.command, &cli.global, &mut console).await;
         server.abort();
+        node.abort();
         outcome
     });
     let code = outcome.map_or_else(
         |failure| {
-            console.report(&failure);
-            failure.exit_code()
+            let exit = failure.exit_code();
+            console.report(&failure, exit);
+            exit
         },
         |()| 0,
     );

@@ -6,8 +6,8 @@ use keyhole_proto::v1;
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::operator::Manager;
 use crate::operator::labels::{self, Label};
+use crate::operator::{Manager, about};
 
 /// `rollback`
 #[derive(Debug, Args)]
@@ -37,8 +37,10 @@ pub(crate) struct Update {
 impl Rollback {
     pub(super) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let mut manager = Manager::connect(global).await?;
-        let request = v1::RollbackSecretRequest { secret: self.secret, to: self.to.unwrap_or(0) };
-        let changed = manager.api.rollback_secret(request).await?.into_inner();
+        let name = self.secret;
+        let request = v1::RollbackSecretRequest { secret: name.clone(), to: self.to.unwrap_or(0) };
+        let changed = manager.api.rollback_secret(request).await;
+        let changed = changed.map_err(about(&name))?.into_inner();
         console.line(&format!("{}: version {}", changed.name, changed.version))?;
         self.wait.run(&mut manager, console, &[changed]).await
     }
@@ -53,9 +55,11 @@ impl Update {
         }
         let label_add = labels::checked(&self.label_add)?;
         let mut manager = Manager::connect(global).await?;
+        let name = self.secret;
         let request =
-            v1::UpdateSecretRequest { secret: self.secret, label_add, label_rm: self.label_rm };
-        let changed = manager.api.update_secret(request).await?.into_inner();
+            v1::UpdateSecretRequest { secret: name.clone(), label_add, label_rm: self.label_rm };
+        let changed = manager.api.update_secret(request).await;
+        let changed = changed.map_err(about(&name))?.into_inner();
         console.line(&changed.name)
     }
 }

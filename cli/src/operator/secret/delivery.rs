@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::operator::{Manager, object};
+use crate::operator::{Manager, about, object};
 use crate::render::datum::Datum;
 use crate::render::filter::{Filter, Subject};
 use crate::render::listing::{Columns, ListOptions, Listing, cell, short};
@@ -131,7 +131,8 @@ impl Status {
     pub(super) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let listing = Listing::new(&COLUMNS, &self.list)?;
         let mut manager = Manager::connect(global).await?;
-        let mut delivery = manager.api.secret_status(object(&self.secret)).await?.into_inner();
+        let delivery = manager.api.secret_status(object(&self.secret)).await;
+        let mut delivery = delivery.map_err(about(&self.secret))?.into_inner();
         delivery.tasks.sort_by(|a, b| {
             let by = |x: &v1::TaskDelivery, y: &v1::TaskDelivery| {
                 natural::compare(&x.service, &y.service)

@@ -64,6 +64,10 @@ impl Rotate {
         }
         let mut manager = Manager::connect(global).await?;
         let receiver = manager.receiver().await?;
+        let only = match items.as_slice() {
+            [item] => Some(item.name.clone()),
+            _ => None,
+        };
         let mut request = v1::RotateSecretsRequest { items: Vec::new() };
         for (item, value) in items.into_iter().zip(values) {
             let sealed = receiver.seal(Operation::Rotate, &item.name, &value)?;
@@ -71,7 +75,12 @@ impl Rotate {
                 .items
                 .push(v1::rotate_secrets_request::Item { secret: item.name, value: Some(sealed) });
         }
-        let changed = manager.api.rotate_secrets(request).await?.into_inner();
+        let changed = manager.api.rotate_secrets(request).await;
+        let changed = changed.map_err(|status| match &only {
+            Some(name) => Failure::from(status).about(name),
+            None => status.into(),
+        })?;
+        let changed = changed.into_inner();
         for secret in &changed.secrets {
             console.line(&format!("{}: version {}", secret.name, secret.version))?;
         }

@@ -6,7 +6,7 @@ use keyhole_proto::v1;
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::operator::{Manager, for_each, labels, object};
+use crate::operator::{Manager, about, for_each, labels, object};
 use crate::render::datum::Datum;
 use crate::render::filter::{Filter, Subject};
 use crate::render::inspect::{InspectOptions, Inspection, pretty_lines, pretty_list};
@@ -155,7 +155,8 @@ impl History {
     pub(super) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let listing = Listing::new(&HISTORY, &self.list)?;
         let mut manager = Manager::connect(global).await?;
-        let secret = manager.api.inspect_secret(object(&self.secret)).await?.into_inner();
+        let secret = manager.api.inspect_secret(object(&self.secret)).await;
+        let secret = secret.map_err(about(&self.secret))?.into_inner();
         let mut versions = secret.versions;
         versions.sort_by_key(|version| std::cmp::Reverse(version.version));
         let now = console.now();

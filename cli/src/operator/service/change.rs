@@ -8,7 +8,7 @@ use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::operator::labels::{self, Label};
-use crate::operator::{Manager, object};
+use crate::operator::{Manager, about, object};
 
 const SPEC_HELP: &str = "NAME, or source=,target=,uid=,gid=,mode=[,version=N]";
 
@@ -69,7 +69,8 @@ pub(crate) struct Rollback {
 impl Create {
     pub(super) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let name = self.service.or(self.name).unwrap_or_default();
-        let name: keyhole_domain::ServiceName = name.parse().map_err(Failure::new)?;
+        let name: keyhole_domain::ServiceName =
+            name.parse().map_err(|error| Failure::new(error).about(&name))?;
         let request = v1::CreateServiceRequest {
             name: name.to_string(),
             labels: labels::checked(&self.label)?,
@@ -77,7 +78,8 @@ impl Create {
             constraints: constraints(&self.constraint)?,
         };
         let mut manager = Manager::connect(global).await?;
-        let made = manager.api.create_service(request).await?.into_inner();
+        let made = manager.api.create_service(request).await;
+        let made = made.map_err(about(name.as_str()))?.into_inner();
         warn(console, &made);
         console.line(&made.id)
     }
@@ -103,7 +105,9 @@ impl Update {
             ));
         }
         let mut manager = Manager::connect(global).await?;
-        let changed = manager.api.update_service(request).await?.into_inner();
+        let name = request.service.clone();
+        let changed = manager.api.update_service(request).await;
+        let changed = changed.map_err(about(&name))?.into_inner();
         warn(console, &changed);
         console.line(&changed.name)
     }
@@ -112,7 +116,8 @@ impl Update {
 impl Rollback {
     pub(super) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let mut manager = Manager::connect(global).await?;
-        let changed = manager.api.rollback_service(object(&self.service)).await?.into_inner();
+        let changed = manager.api.rollback_service(object(&self.service)).await;
+        let changed = changed.map_err(about(&self.service))?.into_inner();
         warn(console, &changed);
         console.line(&changed.name)
     }

@@ -161,10 +161,6 @@ fn changed(name: &str, version: u64) -> SecretChanged {
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn not_here<T>() -> Answer<T> {
-    Err(Status::unimplemented(""))
-}
-
 #[tonic::async_trait]
 impl Operator for Fake {
     async fn get_seal_key(&self, _: Request<GetSealKeyRequest>) -> Answer<SealKey> {
@@ -206,8 +202,13 @@ impl Operator for Fake {
         Ok(Response::new(changed(&request.secret, 1)))
     }
 
-    async fn update_secret(&self, _: Request<UpdateSecretRequest>) -> Answer<SecretChanged> {
-        not_here()
+    async fn update_secret(&self, request: Request<UpdateSecretRequest>) -> Answer<SecretChanged> {
+        let request = request.into_inner();
+        self.see(format!(
+            "label {} {:?} {:?}",
+            request.secret, request.label_add, request.label_rm
+        ));
+        Ok(Response::new(changed(&request.secret, 1)))
     }
 
     async fn remove_secret(&self, request: Request<ObjectRequest>) -> Answer<Removed> {
@@ -294,12 +295,20 @@ impl Operator for Fake {
         }))
     }
 
-    async fn rollback_service(&self, _: Request<ObjectRequest>) -> Answer<ServiceChanged> {
-        not_here()
+    async fn rollback_service(&self, request: Request<ObjectRequest>) -> Answer<ServiceChanged> {
+        match request.into_inner().object.as_str() {
+            "future" => Err(Status::unimplemented("")),
+            name => Ok(Response::new(ServiceChanged {
+                id: id('s'),
+                name: name.to_owned(),
+                ..Default::default()
+            })),
+        }
     }
 
-    async fn remove_service(&self, _: Request<ObjectRequest>) -> Answer<Removed> {
-        not_here()
+    async fn remove_service(&self, request: Request<ObjectRequest>) -> Answer<Removed> {
+        self.see(format!("rm {}", request.into_inner().object));
+        Ok(Response::new(Removed { id: id('s') }))
     }
 
     async fn list_services(&self, _: Request<ListRequest>) -> Answer<ServiceList> {
@@ -330,12 +339,19 @@ impl Operator for Fake {
         Ok(Response::new(node('n', "alpha", true)))
     }
 
-    async fn update_node(&self, _: Request<UpdateNodeRequest>) -> Answer<NodeInfo> {
+    async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<NodeInfo> {
+        let request = request.into_inner();
+        self.see(format!("{} {:?} {}", request.node, request.label_add, request.availability));
         Ok(Response::new(node('n', "alpha", true)))
     }
 
-    async fn remove_node(&self, _: Request<RemoveNodeRequest>) -> Answer<Removed> {
-        not_here()
+    async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<Removed> {
+        let request = request.into_inner();
+        if !request.force {
+            return Err(Status::failed_precondition(format!("node {} is connected", request.node)));
+        }
+        self.see(format!("rm {}", request.node));
+        Ok(Response::new(Removed { id: id('n') }))
     }
 
     async fn node_tasks(&self, _: Request<ObjectRequest>) -> Answer<TaskList> {
@@ -344,7 +360,7 @@ impl Operator for Fake {
 
     async fn cluster_status(&self, _: Request<ClusterStatusRequest>) -> Answer<ClusterInfo> {
         Ok(Response::new(ClusterInfo {
-            id: self.cluster.to_string(),
+            id: id('c'),
             incarnation: 1,
             created_at: THEN,
             members: vec![MemberInfo {
@@ -372,8 +388,10 @@ impl Operator for Fake {
         }))
     }
 
-    async fn update_cluster(&self, _: Request<UpdateClusterRequest>) -> Answer<ClusterInfo> {
-        not_here()
+    async fn update_cluster(&self, request: Request<UpdateClusterRequest>) -> Answer<ClusterInfo> {
+        let request = request.into_inner();
+        self.see(format!("{:?} {:?}", request.quota_bytes, request.certificate_seconds));
+        Ok(Response::new(ClusterInfo { id: id('c'), ..Default::default() }))
     }
 
     async fn join_token(&self, _: Request<JoinTokenRequest>) -> Answer<JoinTokenReply> {

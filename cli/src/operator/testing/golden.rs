@@ -186,7 +186,10 @@ fn rm_goes_on_after_a_refusal_and_fails_in_the_end() {
     );
     assert_eq!(ran.code, 1);
     let ran = keyhole(&["--output", "json", "secret", "history", "none"]);
-    assert_eq!(ran.err, "{\"code\":\"NOT_FOUND\",\"error\":\"secret none not found\"}\n");
+    assert_eq!(
+        ran.err,
+        "{\"code\":\"NOT_FOUND\",\"error\":\"secret none not found\",\"exit\":1,\"name\":\"none\"}\n"
+    );
 }
 
 #[test]
@@ -312,7 +315,7 @@ fn the_cluster_tells_how_it_is() {
 
 #[test]
 fn what_a_manager_does_not_know_is_a_matter_of_versions() {
-    let ran = keyhole(&["service", "rollback", "web"]);
+    let ran = keyhole(&["service", "rollback", "future"]);
     assert!(ran.err.contains("another version of keyhole"), "{}", ran.err);
     assert_eq!(ran.code, 1);
 }

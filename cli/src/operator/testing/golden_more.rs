@@ -1,0 +1,336 @@
+//! What the rest of the verbs print, to the byte: every table as JSON too, every `inspect` in its three forms.
+
+use super::{Fake, keyhole, keyhole_at};
+
+fn out(words: &[&str]) -> String {
+    let ran = keyhole(words);
+    assert_eq!(ran.code, 0, "{words:?}: {}", ran.err);
+    ran.out
+}
+
+const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaa";
+const N: &str = "nnnnnnnnnnnnnnnnnnnnnnnnn";
+const S: &str = "sssssssssssssssssssssssss";
+
+#[test]
+fn every_list_is_a_line_of_json_for_each_row() {
+    assert_eq!(
+        out(&["secret", "ls", "--format", "json", "-f", "name=db10"]),
+        format!(
+            "{{\"ID\":\"{A}\",\"Name\":\"db10\",\"Version\":\"3\",\"CreatedAt\":\"2 minutes ago\",\"UpdatedAt\":\"Less \
+             than a second ago\",\"Services\":\"web\",\"Labels\":\"env=prod\"}}\n"
+        )
+    );
+    assert_eq!(
+        out(&["secret", "history", "--format", "json", "-f", "current=no", "db10"]),
+        "{\"ID\":\"1\",\"Version\":\"1\",\"CreatedAt\":\"2 minutes ago\",\"Size\":\"32B\",\"Current\":\"no\",\
+         \"Pinned\":\"yes\"}\n"
+    );
+    assert_eq!(
+        out(&["secret", "status", "--format", "json", "-f", "state=behind", "db10"]),
+        format!(
+            "{{\"ID\":\"yyyyyyyyyyyy\",\"Service\":\"web\",\"Node\":\"alpha\",\"NodeID\":\"{N}\",\"Version\":\"2\",\
+             \"Entitled\":\"3\",\"State\":\"behind\"}}\n"
+        )
+    );
+    assert_eq!(
+        out(&["service", "ls", "--format", "json"]),
+        format!(
+            "{{\"ID\":\"{S}\",\"Name\":\"web\",\"Tasks\":\"2\",\"Secrets\":\"1\",\"Constraints\":\
+             \"node.labels.zone==eu\",\"CreatedAt\":\"2 minutes ago\",\"UpdatedAt\":\"2 minutes ago\",\"Labels\":\
+             \"tier=front\"}}\n"
+        )
+    );
+    let tasks = "{\"ID\":\"vvvvvvvvvvvv\",\"Name\":\"web.vvvvvvvvvvvv\",\"Service\":\"web\",\"Node\":\"alpha\",\
+                 \"DesiredState\":\"Running\",\"CurrentState\":\"Running 2 minutes ago\",\"Error\":\"\",\"Cgroup\":\
+                 \"/sys/fs/cgroup/keyhole/x\"}\n";
+    assert_eq!(out(&["node", "ps", "--format", "json", "alpha"]), tasks);
+    assert_eq!(out(&["service", "ps", "--format", "json", "-f", "state=running", "web"]), tasks);
+    assert_eq!(
+        out(&["node", "ls", "--format", "json", "-f", "name=alpha"]),
+        format!(
+            "{{\"ID\":\"{N}\",\"Hostname\":\"alpha\",\"Status\":\"Ready\",\"Availability\":\"Active\",\"Revision\":\
+             \"1.57\",\"Tasks\":\"1\",\"Address\":\"10.0.0.7:51000\",\"JoinedAt\":\"2 minutes ago\",\"Labels\":\
+             \"zone=eu\"}}\n"
+        )
+    );
+    assert_eq!(
+        out(&["task", "ls", "--format", "json", "-f", "service=web10"]),
+        "{\"ID\":\"vvvvvvvvvvvv\",\"Service\":\"web10\",\"State\":\"Running\",\"Since\":\"2 minutes ago\",\"Files\":\
+         \"db/password,key\",\"Cgroup\":\"/sys/fs/cgroup/keyhole/x\",\"Error\":\"\",\"Mount\":\"/run/secrets\"}\n"
+    );
+}
+
+#[test]
+fn lists_know_dockers_formats_and_filters() {
+    for (words, text) in [
+        (
+            &["secret", "ls", "--format", "{{upper .Name}} {{.Label \"env\" | lower}}"][..],
+            "DB2 prod\nDB10 prod\n",
+        ),
+        (
+            &["secret", "ls", "--format", "table {{.Name}}\\t{{.Version}}"],
+            "NAME      VERSION\ndb2       1\ndb10      3\n",
+        ),
+        (&["secret", "ls", "--format", "{{json .Name}}"], "\"db2\"\n\"db10\"\n"),
+        (&["secret", "ls", "--format", "{{join (split .Name \"b\") \"-\"}}"], "d-2\nd-10\n"),
+        (
+            &["secret", "ls", "-f", "names=db2", "-f", "id=aaa", "--format", "{{.Name}}"],
+            "db2\ndb10\n",
+        ),
+        (
+            &["secret", "ls", "-f", "id=bbb", "-f", "label=env=prod", "--format", "{{.Name}}"],
+            "db2\n",
+        ),
+        (&["secret", "list", "-f", "name=db", "-f", "label=env=dev", "--format", "{{.Name}}"], ""),
+        (&["service", "ls", "-f", "label=tier", "--format", "{{.Name}}"], "web\n"),
+        (
+            &[
+                "node",
+                "ls",
+                "-f",
+                "label=zone=eu",
+                "-f",
+                "availability=active",
+                "--format",
+                "{{.Hostname}}",
+            ],
+            "alpha\nbeta\n",
+        ),
+        (
+            &[
+                "service",
+                "ps",
+                "-f",
+                "node=alpha",
+                "-f",
+                "desired-state=shutdown",
+                "--format",
+                "{{.ID}}",
+                "web",
+            ],
+            "tttttttttttt\n",
+        ),
+    ] {
+        assert_eq!(out(words), text, "{words:?}");
+    }
+    assert_eq!(out(&["service", "ls", "-q"]), format!("{S}\n"));
+    assert_eq!(out(&["node", "ls", "-q", "-f", "status=ready"]), format!("{N}\n"));
+    assert_eq!(out(&["secret", "history", "-q", "db10"]), "2\n1\n");
+    assert_eq!(
+        out(&["secret", "status", "-q", "-f", "state=current", "db10"]),
+        format!("{}\n", "x".repeat(25))
+    );
+    assert_eq!(out(&["task", "ls", "-q"]), format!("{}\n{}\n", "t".repeat(25), "v".repeat(25)));
+}
+
+#[test]
+fn services_are_inspected_in_three_forms() {
+    assert_eq!(
+        out(&["service", "inspect", "web"]),
+        r#"[
+    {
+        "ID": "sssssssssssssssssssssssss",
+        "Version": {
+            "Index": 14
+        },
+        "CreatedAt": "2023-11-14T22:13:20.000000000Z",
+        "UpdatedAt": "2023-11-14T22:13:20.000000000Z",
+        "Spec": {
+            "Name": "web",
+            "Labels": {
+                "tier": "front"
+            },
+            "Secrets": [
+                {
+                    "File": {
+                        "Name": "db/password",
+                        "UID": "33",
+                        "GID": "33",
+                        "Mode": 256
+                    },
+                    "SecretID": "aaaaaaaaaaaaaaaaaaaaaaaaa",
+                    "SecretName": "db10",
+                    "PinnedVersion": 1,
+                    "GrantID": 7
+                }
+            ],
+            "Constraints": []
+        },
+        "PreviousSpec": null,
+        "RunningTasks": 2
+    }
+]
+"#
+    );
+    assert_eq!(
+        out(&["service", "inspect", "--pretty", "web"]),
+        "ID:          sssssssssssssssssssssssss\nName:        web\nTasks:       2\n\
+         Created at:  2023-11-14T22:13:20.000000000Z\nUpdated at:  2023-11-14T22:13:20.000000000Z\n\
+         Labels:\n - tier=front\nSecrets:\n - db10 as db/password (uid 33, gid 33, mode 0400, version 1)\n"
+    );
+    assert_eq!(
+        out(&[
+            "service",
+            "inspect",
+            "-f",
+            "{{range .Spec.Secrets}}{{.SecretName}}:{{.File.UID}}{{end}}",
+            "web"
+        ]),
+        "db10:33\n"
+    );
+}
+
+#[test]
+fn nodes_are_inspected_in_three_forms() {
+    assert_eq!(
+        out(&["node", "inspect", "alpha"]),
+        r#"[
+    {
+        "ID": "nnnnnnnnnnnnnnnnnnnnnnnnn",
+        "Version": {
+            "Index": 3
+        },
+        "CreatedAt": "2023-11-14T22:13:20.000000000Z",
+        "Spec": {
+            "Labels": {
+                "zone": "eu"
+            },
+            "Availability": "active"
+        },
+        "Description": {
+            "Hostname": "alpha"
+        },
+        "Status": {
+            "State": "ready",
+            "Addr": "10.0.0.7:51000"
+        },
+        "Revision": "1.57",
+        "Tasks": 1
+    }
+]
+"#
+    );
+    assert_eq!(
+        out(&["node", "inspect", "--pretty", "alpha"]),
+        "ID:            nnnnnnnnnnnnnnnnnnnnnnnnn\nHostname:      alpha\n\
+         Joined at:     2023-11-14T22:13:20.000000000Z\nStatus:        Ready\nAvailability:  Active\n\
+         Address:       10.0.0.7:51000\nRevision:      1.57\nTasks:         1\nLabels:\n - zone=eu\n"
+    );
+    assert_eq!(
+        out(&["node", "inspect", "-f", "{{json .Spec}}", "alpha"]),
+        "{\"Labels\":{\"zone\":\"eu\"},\"Availability\":\"active\"}\n"
+    );
+}
+
+#[test]
+fn the_cluster_and_this_node_tell_how_they_are() {
+    assert_eq!(
+        out(&["cluster", "status", "-f", "json"]),
+        format!(
+            "{{\"ID\":\"{}\",\"Incarnation\":1,\"CreatedAt\":\"2023-11-14T22:13:20.000000000Z\",\"Managers\":[{{\"ID\":1,\
+             \"NodeID\":\"mmmmmmmmmmmmmmmmmmmmmmmmm\",\"Addr\":\"10.0.0.1:7070\",\"Leader\":true}}],\"Raft\":{{\"Term\":\
+             1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
+             \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
+             \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"Secrets\":2,\"Services\":1,\
+             \"Nodes\":2,\"NodesConnected\":1,\"Refused\":3}}\n",
+            "c".repeat(25)
+        )
+    );
+    assert_eq!(
+        out(&["cluster", "status"]),
+        "ID:              ccccccccccccccccccccccccc\n\
+         Created at:      2023-11-14T22:13:20.000000000Z\n\
+         Revision:        1.60\n\
+         Raft:            term 1, last log 61, snapshot at 50\n\
+         Secrets:         2 (96B of 1.074GB)\n\
+         Services:        1\n\
+         Nodes:           2 (1 connected)\n\
+         Unconstrained:   allow\n\
+         Key epoch:       1\n\
+         Certificates:    live 1day\n\
+         This manager's:  expires in 24 hours\n\
+         CA:              expires in 19 years\n\
+         Refused:         3 requests since this manager started\n\
+         Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm at 10.0.0.1:7070 (member 1, leader)\n"
+    );
+    assert_eq!(
+        out(&["node", "status"]),
+        "ID:             nnnnnnnnnnnnnnnnnnnnnnnnn\n\
+         Cluster:        ccccccccccccccccccccccccc\n\
+         Manager:        none; tasks keep what they have (10.0.0.1:7070: Connection refused)\n\
+         Revision:       1.57\n\
+         Mount:          /run/secrets\n\
+         Tasks:          2\n\
+         Worker starts:  1\n\
+         Certificate:    expires in 58 minutes\n"
+    );
+    assert_eq!(
+        out(&["node", "status", "-f", "json"]),
+        format!(
+            "{{\"ID\":\"{N}\",\"Cluster\":\"{}\",\"Manager\":\"\",\"Trouble\":\"10.0.0.1:7070: Connection refused\",\
+             \"Revision\":\"1.57\",\"Mount\":\"/run/secrets\",\"Tasks\":2,\"WorkerStarts\":1,\"CertificateExpiresAt\":\
+             \"2023-11-14T23:13:20.000000000Z\"}}\n",
+            "c".repeat(25)
+        )
+    );
+}
+
+#[test]
+fn tasks_of_this_machine() {
+    assert_eq!(
+        out(&["task", "ls"]),
+        "ID             SERVICE   STATE      SINCE           FILES             CGROUP                     ERROR\n\
+         tttttttttttt   web2      Rejected   2 minutes ago   db/password,key   /sys/fs/cgroup/keyhole/x   node alpha \
+         does not meet node.labels.zone==eu\n\
+         vvvvvvvvvvvv   web10     Running    2 minutes ago   db/password,key   /sys/fs/cgroup/keyhole/x\n"
+    );
+    assert_eq!(
+        out(&["task", "add", "--service", "web", "--pid", "7"]),
+        format!("{}\n", "t".repeat(25))
+    );
+    let late = keyhole(&["task", "add", "--service", "late", "--cgroup", "/x"]);
+    assert_eq!(late.out, format!("{}\n", "u".repeat(25)));
+    assert_eq!(late.err, "keyhole: warning: the task is Pending: no manager is in reach\n");
+    let ran = keyhole(&["task", "rm", "tt", "none", "t"]);
+    assert_eq!((ran.out.as_str(), ran.code), ("tt\nt\n", 1));
+    assert_eq!(ran.err, "keyhole: task none not found\n");
+    let ran = keyhole(&["--output", "json", "task", "rm", "none"]);
+    assert_eq!(
+        ran.err,
+        "{\"code\":\"NOT_FOUND\",\"error\":\"task none not found\",\"exit\":1,\"name\":\"none\"}\n"
+    );
+}
+
+#[test]
+fn changes_print_the_name() {
+    let fake = Fake::new();
+    let ran = |words: &[&str]| {
+        let ran = keyhole_at(&fake, words);
+        (ran.out, ran.err, ran.code)
+    };
+    let done = |name: &str| (format!("{name}\n"), String::new(), 0);
+    let words = ["secret", "update", "--label-add", "env=test", "--label-rm", "old", "db"];
+    assert_eq!(ran(&words), done("db"));
+    assert_eq!(ran(&["service", "rollback", "web"]), done("web"));
+    assert_eq!(ran(&["service", "rm", "web", "api"]), done("web\napi"));
+    let words = ["node", "update", "--label-add", "zone=eu", "--availability", "drain", "alpha"];
+    assert_eq!(ran(&words), done("alpha"));
+    assert_eq!(ran(&["node", "rm", "--force", "alpha"]), done("alpha"));
+    let refused = ran(&["node", "rm", "alpha"]);
+    assert_eq!(refused, (String::new(), "keyhole: node alpha is connected\n".into(), 1));
+    let words = ["cluster", "update", "--quota", "2GiB", "--cert-expiry", "12h"];
+    assert_eq!(ran(&words), done(&"c".repeat(25)));
+    let drain = keyhole_proto::v1::Availability::Drain as i32;
+    assert_eq!(
+        fake.seen(),
+        [
+            "label db {\"env\": \"test\"} [\"old\"]".to_owned(),
+            "rm web".to_owned(),
+            "rm api".to_owned(),
+            format!("alpha {{\"zone\": \"eu\"}} {drain}"),
+            "rm alpha".to_owned(),
+            "Some(2147483648) Some(43200)".to_owned(),
+        ]
+    );
+}
