@@ -9,7 +9,7 @@ use crate::host::{Host, MANAGER_HOST, NODE_SOCKET};
 use crate::operator::cluster::ClusterCommand;
 use crate::operator::secret::SecretCommand;
 use crate::operator::service::ServiceCommand;
-use crate::{dev, manager, node, run, task};
+use crate::{complete, dev, man, manager, node, run, task};
 
 /// Secrets for tasks: kept encrypted on a few managers, shown as files to the tasks that were granted them
 #[derive(Debug, Parser)]
@@ -125,4 +125,10 @@ pub(crate) enum Command {
     /// A process of 'dev'; started by it only
     #[command(hide = true)]
     DevPart(dev::DevPart),
+    /// Print the script that makes a shell complete commands, options and names
+    #[command(after_help = complete::EXAMPLES)]
+    Completion(complete::Completion),
+    /// Write the manual pages of all commands
+    #[command(after_help = man::EXAMPLES)]
+    Man(man::Manual),
 }

@@ -108,15 +108,19 @@ impl Console {
         let mut work = std::pin::pin!(work);
         let began = Instant::now();
         let mut ticks = tokio::time::interval_at(began + PATIENCE, PATIENCE);
+        let mut told = false;
         let done = loop {
             tokio::select! {
                 done = &mut work => break done,
                 _ = ticks.tick() => {
+                    told = true;
                     self.progress(&format!("waiting for {what} ({} s)", began.elapsed().as_secs()));
                 }
             }
         };
-        self.progress("");
+        if told {
+            self.progress("");
+        }
         done
     }
 

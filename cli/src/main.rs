@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::usage::Ending;
 
 mod args;
+mod complete;
 mod config;
 mod console;
 mod credentials;
@@ -22,6 +23,7 @@ mod dev;
 mod failure;
 mod host;
 mod logs;
+mod man;
 mod manager;
 mod node;
 mod operator;
@@ -38,6 +40,9 @@ static ALLOCATOR: ZeroingAllocator = ZeroingAllocator;
 fn main() -> ExitCode {
     keyhole_secmem::harden::install_panic_hook();
     let argv: Vec<OsString> = std::env::args_os().collect();
+    if let Some(shell) = std::env::var_os(complete::VARIABLE) {
+        return ExitCode::from(u8::from(!complete::answer(&shell, &argv)));
+    }
     let mut console = Console::process();
     let is_run = is_run(&argv);
     let failure = match parse(&argv) {
@@ -149,6 +154,8 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         Command::Dev(dev) => return dev.run(&global, console),
         Command::DevPart(part) => return part.run(),
         Command::Manager(manager) => return manager.run(),
+        Command::Completion(completion) => return completion.run(console),
+        Command::Man(manual) => return manual.run(console),
         Command::Node(node) => match node.daemon() {
             Ok(outcome) => return outcome,
             Err(node) => Command::Node(node),
@@ -174,7 +181,12 @@ async fn ask(
         Command::Node(node) => node.run(global, console).await,
         Command::Cluster(cluster) => cluster.run(global, console).await,
         Command::Task(task) => task.run(global, console).await,
-        Command::Manager(_) | Command::Run(_) | Command::Dev(_) | Command::DevPart(_) => Ok(()),
+        Command::Manager(_)
+        | Command::Run(_)
+        | Command::Dev(_)
+        | Command::DevPart(_)
+        | Command::Completion(_)
+        | Command::Man(_) => Ok(()),
     }
 }
 

@@ -249,8 +249,9 @@ impl Ps {
             Ok(manager.api.node_tasks(object(name)).await?.into_inner().tasks)
         };
         let (found, outcome) = for_each(console, &self.nodes, fetch).await;
-        let text = table.show(found.concat(), console.now())?;
-        console.print(&text)?;
+        if outcome.is_ok() || !found.is_empty() {
+            console.print(&table.show(found.concat(), console.now())?)?;
+        }
         outcome
     }
 }

@@ -101,8 +101,9 @@ impl Ps {
             Ok(manager.api.service_tasks(object(name)).await?.into_inner().tasks)
         };
         let (found, outcome) = for_each(console, &self.services, fetch).await;
-        let text = table.show(found.concat(), console.now())?;
-        console.print(&text)?;
+        if outcome.is_ok() || !found.is_empty() {
+            console.print(&table.show(found.concat(), console.now())?)?;
+        }
         outcome
     }
 }

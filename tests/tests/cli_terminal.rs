@@ -1,0 +1,205 @@
+//! The command line at a terminal: a real bash completes words and names from a live cluster, colours and progress are
+//! there for terminals and for nobody else, and the manual's pages can be read.
+
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use keyhole_tests::{Cluster, Machine, Ran, keyhole_binary, plain_command, run};
+
+/// Runs a shell command whose streams are a terminal, with these keys typed; what the terminal showed is the stdout.
+fn at_terminal(shell: &str, environment: &[(&str, &str)], keys: &str) -> Ran {
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", shell, "/dev/null"]);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KEYHOLE_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("TERM", "xterm").env("SHELL", "/bin/sh").env_remove("NO_COLOR");
+    command.envs(environment.iter().copied());
+    run(command, keys.as_bytes())
+}
+
+fn folder_of_binary() -> String {
+    keyhole_binary().parent().unwrap().display().to_string()
+}
+
+/// Asks bash's completion for what could stand at the end of `line`.
+fn completed(cluster: &Cluster, line: &str) -> Vec<String> {
+    let script = r#"
+        source <(keyhole completion bash)
+        complete -p keyhole >/dev/null || exit 9
+        COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9 COMP_WORDS=() COMP_WORDBREAKS=$' \t\n"\'><=;|&(:'
+        # As readline parts a line: = and : are words of their own.
+        spaced=${1//=/ = }; spaced=${spaced//:/ : }
+        read -ra COMP_WORDS <<<"$spaced"
+        [[ $1 == *' ' ]] && COMP_WORDS+=("")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        last=${COMP_WORDS[COMP_CWORD]}
+        [[ $last == [=:] ]] && last=
+        _keyhole keyhole "$last" "" || exit 8
+        for reply in "${COMPREPLY[@]}"; do echo "$reply"; done
+    "#;
+    let mut command = Command::new("bash");
+    command.args(["--norc", "-c", script, "bash", line]);
+    let path = format!("{}:{}", folder_of_binary(), std::env::var("PATH").unwrap());
+    command.env("PATH", path).env_remove("KEYHOLE_CONFIG");
+    command.env("KEYHOLE_HOST", format!("unix://{}", cluster.socket().display()));
+    let ran = run(command, b"");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{line}");
+    ran.stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_words_and_live_names() {
+    let machine = Machine::start();
+    let cluster = &machine.cluster;
+    for name in ["db_password", "db_key2", "db_key10", "tls"] {
+        machine.secret(name, "v");
+    }
+    machine.service("web", &["tls"]);
+    machine.service("api", &["tls"]);
+    let all = |line: &str| completed(cluster, line);
+    assert_eq!(all("keyhole sec"), ["secret"]);
+    assert_eq!(all("keyhole secret rot"), ["rotate"]);
+    assert_eq!(all("keyhole secret rotate --wa"), ["--wait", "--wait-timeout"]);
+    let words = all("keyhole secret ");
+    assert!(words.contains(&"create".into()) && words.contains(&"history".into()), "{words:?}");
+    assert_eq!(all("keyhole secret inspect db_"), ["db_key2", "db_key10", "db_password"]);
+    assert_eq!(all("keyhole secret rm tls db_p"), ["db_password"]);
+    assert_eq!(all("keyhole service ps w"), ["web"]);
+    assert_eq!(all("keyhole service update --secret-add t"), ["tls"]);
+    assert_eq!(all("keyhole service update --secret-add source=t"), ["tls"], "after the =");
+    assert_eq!(all("keyhole run --service a"), ["api"]);
+    assert_eq!(all("keyhole cluster join-token w"), ["worker"]);
+    assert_eq!(all("keyhole secret create t"), [""; 0], "a new name is nobody's to know");
+    let node = cluster.ok(["node", "ls", "--format", "{{.Hostname}}"]);
+    assert_eq!(all("keyhole node inspect ")[0], node.trim());
+    // A host on the line counts, though bash parts it at its colon.
+    let other = Cluster::start();
+    other.ok_with(["secret", "create", "elsewhere", "-"], b"v");
+    let host = format!("unix://{}", other.socket().display());
+    let found = all(&format!("keyhole --host {host} secret rm "));
+    assert_eq!(found[0], "elsewhere");
+    assert!(found[1..].iter().all(|word| word.starts_with('-')), "{found:?}");
+    let file = machine.node.ground().folder().join("new_value");
+    std::fs::write(&file, "v").unwrap();
+    let file = file.display().to_string();
+    let beginning = file.trim_end_matches("_value");
+    assert_eq!(all(&format!("keyhole secret rotate tls {beginning}")), [file.as_str()]);
+    assert_eq!(all(&format!("keyhole secret rotate tls={beginning}")), [file.as_str()]);
+    assert_eq!(all("keyhole secret rotate tls=x db_p"), ["db_password="]);
+}
+
+#[test]
+fn the_tab_key_completes_a_name_in_an_interactive_bash() {
+    let cluster = Cluster::start();
+    cluster.ok_with(["secret", "create", "db_password_of_the_shop", "-"], b"v");
+    let folder = cluster.ground().folder();
+    let rc = folder.join("rc");
+    std::fs::write(&rc, "PS1='> '\nsource <(keyhole completion bash)\n").unwrap();
+    let path = format!("{}:{}", folder_of_binary(), std::env::var("PATH").unwrap());
+    let host = format!("unix://{}", cluster.socket().display());
+    let environment = [("PATH", path.as_str()), ("KEYHOLE_HOST", &host), ("HISTFILE", "")];
+    let shell = format!("bash --noprofile --rcfile {} -i", rc.display());
+    let keys = "keyhole sec\tinsp\t--format 'found {{.Spec.Name}}' db_\t\nexit\n";
+    let ran = at_terminal(&shell, &environment, keys);
+    assert!(ran.stdout.contains("found db_password_of_the_shop"), "{}", ran.stdout);
+}
+
+#[test]
+fn completion_is_silent_when_nobody_answers() {
+    let mut command = plain_command();
+    command.args(["--", "keyhole", "--host", "unix:///nonexistent", "secret", "rm", "x"]);
+    command.env("KEYHOLE_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "5");
+    let ran = run(command, b"");
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""));
+    for shell in ["zsh", "fish"] {
+        let mut command = plain_command();
+        command.args(["completion", shell]);
+        let ran = run(command, b"");
+        assert_eq!(ran.code, 0);
+        assert!(ran.stdout.contains("KEYHOLE_COMPLETE"), "{shell}: {}", ran.stdout);
+    }
+    let mut command = plain_command();
+    command.args(["completion", "cmd.exe"]);
+    let ran = run(command, b"");
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("bash, zsh, fish"), "{}", ran.stderr);
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    let complaint = format!("{} --host unix:///nonexistent secret ls", keyhole_binary().display());
+    let help = format!("{} secret --help", keyhole_binary().display());
+    for command in [&complaint, &help] {
+        let seen = at_terminal(command, &[], "");
+        assert!(seen.stdout.contains("\x1b["), "{seen:?}");
+        for (name, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+            let seen = at_terminal(command, &[(name, value)], "");
+            assert!(!seen.stdout.contains('\x1b'), "{name}: {seen:?}");
+            assert!(seen.stdout.contains("keyhole"), "{seen:?}");
+        }
+    }
+    assert!(at_terminal(&complaint, &[], "").code == 1);
+    let mut piped = plain_command();
+    piped.args(["--host", "unix:///nonexistent", "secret", "ls"]).env("TERM", "xterm");
+    assert!(!run(piped, b"").stderr.contains('\x1b'));
+}
+
+#[test]
+fn waits_are_told_at_a_terminal_only() {
+    let mut machine = Machine::start();
+    machine.cluster.stop(Signal::TERM);
+    let socket = machine.node.socket().display().to_string();
+    let words = ["run", "--service", "web", "--wait", "2s", "--", "true"];
+    let command =
+        format!("{} --node-socket {socket} {}", keyhole_binary().display(), words.join(" "));
+    let seen = at_terminal(&command, &[], "");
+    assert_eq!(seen.code, 125, "{seen:?}");
+    assert!(seen.stdout.contains("waiting for the task's files (1 s)"), "{seen:?}");
+    let (_, last) = seen.stdout.rsplit_once("\r\x1b[K").unwrap();
+    assert!(
+        last.contains("keyhole") && last.contains("no manager in reach"),
+        "it is wiped in the end: {seen:?}"
+    );
+    let ran = machine.node.keyhole(words);
+    assert_eq!(ran.code, 125, "{ran:?}");
+    assert!(!ran.stderr.contains("waiting for") && !ran.stderr.contains('\r'), "{ran:?}");
+}
+
+#[test]
+fn the_manual_is_written_and_formats_without_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1");
+    let mut command = plain_command();
+    command.arg("man").arg(&pages);
+    let ran = run(command, b"");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.lines().count() > 30, "{}", ran.stdout);
+    for page in ran.stdout.lines() {
+        let mut command = Command::new("groff");
+        command.args(["-man", "-Tutf8", "-ww", page]);
+        let formatted = run(command, b"");
+        assert_eq!((formatted.code, formatted.stderr.as_str()), (0, ""), "{page}");
+    }
+    let rotate = pages.join("keyhole-secret-rotate.1");
+    let mut command = Command::new("groff");
+    command.args(["-man", "-Tascii", "-P-cbou"]).arg(&rotate);
+    let text = run(command, b"").stdout;
+    assert!(text.contains("keyhole secret rotate db_password ./new_password\n"), "{text}");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    refused(&file);
+}
+
+/// A folder that cannot be made is named.
+fn refused(file: &Path) {
+    let mut command = plain_command();
+    command.arg("man").arg(file.join("sub"));
+    let ran = run(command, b"");
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains(&file.display().to_string()), "{}", ran.stderr);
+}
