@@ -49,11 +49,20 @@ fn line(text: &str) -> String {
         if !said.is_empty() {
             said.push_str(joint);
         }
-        said.push_str(part);
+        said.push_str(&cut(part));
     }
     match page(text) {
         Some(page) => format!("{said}; see '{page} --help'"),
         None => format!("{said}; see --help"),
+    }
+}
+
+/// Clap repeats what was typed, however long it is.
+fn cut(part: &str) -> String {
+    const MOST: usize = 300;
+    match part.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &part[..end]),
+        None => part.to_owned(),
     }
 }
 
@@ -149,5 +158,7 @@ mod tests {
             let line = said(&["secret", "ls", text]);
             assert!(!line.contains(char::is_control), "{line:?}");
         }
+        let line = said(&["secret", "ls", &"é".repeat(100_000)]);
+        assert!(line.len() < 1_000 && line.ends_with("see 'keyhole secret ls --help'"), "{line}");
     }
 }

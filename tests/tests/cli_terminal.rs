@@ -152,11 +152,18 @@ fn colours_are_for_terminals_that_want_them() {
 #[test]
 fn waits_are_told_at_a_terminal_only() {
     let mut machine = Machine::start();
+    let _task = machine.web("one");
+    let binary = keyhole_binary().display().to_string();
+    let host = format!("unix://{}", machine.cluster.socket().display());
+    let rotate = format!("{binary} --host {host} secret rotate --wait pw /etc/hostname");
+    let seen = at_terminal(&rotate, &[], "");
+    assert!(seen.stdout.contains("\r\x1b[Kdelivered to 1 of 1 nodes\r\x1b[K"), "{seen:?}");
+    let ran = machine.cluster.keyhole(["secret", "rotate", "--wait", "pw", "/etc/hostname"]);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("pw: version 3\n", ""));
     machine.cluster.stop(Signal::TERM);
     let socket = machine.node.socket().display().to_string();
-    let words = ["run", "--service", "web", "--wait", "2s", "--", "true"];
-    let command =
-        format!("{} --node-socket {socket} {}", keyhole_binary().display(), words.join(" "));
+    let words = ["run", "--service", "other", "--wait", "2s", "--", "true"];
+    let command = format!("{binary} --node-socket {socket} {}", words.join(" "));
     let seen = at_terminal(&command, &[], "");
     assert_eq!(seen.code, 125, "{seen:?}");
     assert!(seen.stdout.contains("waiting for the task's files (1 s)"), "{seen:?}");
