@@ -31,6 +31,8 @@ use terminal::{Asked, Signals};
 
 /// The service of the shell or the command.
 const SERVICE: &str = "dev";
+/// The one node.
+const HOSTNAME: &str = "dev";
 
 /// After the options of `keyhole dev --help`.
 pub(crate) const EXAMPLES: &str = "Examples:\n  \
@@ -146,7 +148,9 @@ impl Dev {
         let request = v1::JoinTokenRequest { role: v1::TokenRole::Worker.into(), rotate: false };
         let join = manager.api.join_token(request).await?.into_inner();
         start_node(place, parts, &join).await?;
-        let mut create = vec!["service".to_owned(), "create".to_owned(), SERVICE.to_owned()];
+        let here = format!("node.hostname=={HOSTNAME}");
+        let create = ["service", "create", SERVICE, "--constraint", &here];
+        let mut create = create.map(str::to_owned).to_vec();
         for (name, file) in &self.secret {
             let words = ["secret", "create", name].map(OsString::from);
             let words = words.into_iter().chain([file.into()]);
@@ -187,7 +191,7 @@ async fn start_node(
     let written = written.and_then(|mut file| file.write_all(join.token.as_bytes()));
     written.map_err(|error| Failure::new(format!("cannot write {}: {error}", token.display())))?;
     let mut words: Vec<OsString> =
-        ["node", "run", "--join", &join.address].map(Into::into).to_vec();
+        ["node", "run", "--hostname", HOSTNAME, "--join", &join.address].map(Into::into).to_vec();
     for (option, path) in [
         ("--data-dir", place.private("node")),
         ("--control-socket", place.node_socket()),

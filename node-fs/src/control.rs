@@ -5,6 +5,7 @@
 mod runtimes;
 mod tasks;
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,6 +75,7 @@ impl ControlApi {
             Some(Err(refusal)) => ("Rejected", refusal.to_string()),
             None => ("Pending", self.tasks.why_pending()),
         };
+        let files: BTreeSet<_> = view.files(task.id).map(|file| file.target.to_string()).collect();
         v1::NodeTask {
             id: task.id.to_string(),
             service: task.service.clone(),
@@ -81,7 +83,7 @@ impl ControlApi {
             state: state.to_owned(),
             reason,
             since: task.since.0,
-            files: view.files(task.id).map(|file| file.target.to_string()).collect(),
+            files: files.into_iter().collect(),
             mount: self.facts.mount.display().to_string(),
         }
     }

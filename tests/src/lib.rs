@@ -28,6 +28,7 @@ mod probe;
 mod probe_calls;
 pub mod reader;
 pub mod scan;
+pub mod transcript;
 pub mod wait;
 
 pub use ask::*;

@@ -5,6 +5,8 @@ mod delivery;
 mod rotate;
 mod show;
 
+pub(super) use delivery::Wait;
+
 use clap::{Args, Subcommand};
 use keyhole_domain::SecretName;
 use keyhole_proto::v1;

@@ -18,7 +18,7 @@ use crate::render::natural;
 /// Waiting until a change has arrived.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
-    /// Wait until all connected nodes show the new version
+    /// Wait until all connected nodes show the change
     #[arg(long)]
     wait: bool,
     /// Give up waiting after this time, with exit code 1
@@ -27,23 +27,30 @@ pub(crate) struct Wait {
 }
 
 impl Wait {
-    /// Waits, if that was asked for.
+    /// Waits for changed secrets, if that was asked for.
     pub(super) async fn run(
         &self,
         manager: &mut Manager,
         console: &mut Console,
         changed: &[v1::SecretChanged],
     ) -> Result<(), Failure> {
+        let revisions = changed.iter().filter_map(|c| c.revision);
+        let revision = revisions.max_by_key(|r| (r.incarnation, r.index));
+        let secrets = changed.iter().map(|c| c.id.clone()).collect();
+        self.until(manager, console, v1::WatchDeliveryRequest { revision, secrets }).await
+    }
+
+    /// Waits for a revision on the nodes that have one of the secrets (on all with tasks, if none is named), if that was
+    /// asked for.
+    pub(in crate::operator) async fn until(
+        &self,
+        manager: &mut Manager,
+        console: &mut Console,
+        request: v1::WatchDeliveryRequest,
+    ) -> Result<(), Failure> {
         if !self.wait {
             return Ok(());
         }
-        let request = v1::WatchDeliveryRequest {
-            revision: changed
-                .iter()
-                .filter_map(|c| c.revision)
-                .max_by_key(|r| (r.incarnation, r.index)),
-            secrets: changed.iter().map(|c| c.id.clone()).collect(),
-        };
         let mut stream = manager.api.watch_delivery(request).await?.into_inner();
         // A century is forever to a person at a terminal, and no overflow to a clock.
         let patience = self.wait_timeout.unwrap_or(Duration::from_secs(3_600 * 24 * 36_500));

@@ -8,6 +8,7 @@ use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::operator::labels::{self, Label};
+use crate::operator::secret::Wait;
 use crate::operator::{Manager, about, object};
 
 const SPEC_HELP: &str = "NAME, or source=,target=,uid=,gid=,mode=[,version=N]";
@@ -55,6 +56,8 @@ pub(crate) struct Update {
     /// Remove a label
     #[arg(long, value_name = "KEY")]
     label_rm: Vec<String>,
+    #[command(flatten)]
+    wait: Wait,
     /// Name, id or beginning of the id
     service: String,
 }
@@ -62,6 +65,8 @@ pub(crate) struct Update {
 /// `rollback`
 #[derive(Debug, Args)]
 pub(crate) struct Rollback {
+    #[command(flatten)]
+    wait: Wait,
     /// Name, id or beginning of the id
     service: String,
 }
@@ -109,7 +114,8 @@ impl Update {
         let changed = manager.api.update_service(request).await;
         let changed = changed.map_err(about(&name))?.into_inner();
         warn(console, &changed);
-        console.line(&changed.name)
+        console.line(&changed.name)?;
+        self.wait.until(&mut manager, console, everywhere(&changed)).await
     }
 }
 
@@ -119,8 +125,14 @@ impl Rollback {
         let changed = manager.api.rollback_service(object(&self.service)).await;
         let changed = changed.map_err(about(&self.service))?.into_inner();
         warn(console, &changed);
-        console.line(&changed.name)
+        console.line(&changed.name)?;
+        self.wait.until(&mut manager, console, everywhere(&changed)).await
     }
+}
+
+/// A secret that the service had is taken away like one that it has is given.
+fn everywhere(changed: &v1::ServiceChanged) -> v1::WatchDeliveryRequest {
+    v1::WatchDeliveryRequest { revision: changed.revision, secrets: Vec::new() }
 }
 
 fn warn(console: &mut Console, changed: &v1::ServiceChanged) {
