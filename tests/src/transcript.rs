@@ -82,7 +82,7 @@ impl Step {
             match line.as_str() {
                 "..." => pattern.push_str(r"(?:.*\n)*?"),
                 line => {
-                    let _ = write!(pattern, "{}\\s*?\n", line_pattern(line));
+                    let _ = writeln!(pattern, "{}\\s*?", line_pattern(line));
                 }
             }
         }
