@@ -442,6 +442,38 @@ mod tests {
         }
     }
 
+    /// Every command of [`history`] with an actor, and every row that is there after it, as lines of hexadecimals.
+    fn formats() -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let mut text = String::new();
+        let mut state = State::default();
+        for (at, command) in history().into_iter().enumerate() {
+            let actor = actors()[at % 5].clone();
+            let envelope = Envelope { at: Timestamp(at as u64), actor, command };
+            text += &format!("command {}\n", hex(&encode_envelope(&envelope).encode_to_vec()));
+            state.apply(at as u64 + 1, &envelope).unwrap();
+            for row in state.row_keys().into_iter().filter_map(|key| state.row(key)) {
+                text += &format!("row {}\n", hex(&encode_row(&row).encode_to_vec()));
+            }
+        }
+        text
+    }
+
+    /// What lies on disks must be read for ever. Who adds a field writes the file anew, with KEYHOLE_GOLDEN=write, and
+    /// keeps the old lines in a file of their own with a test that they decode.
+    #[test]
+    fn the_format_on_disk_is_the_golden_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/codec/golden.txt");
+        if std::env::var("KEYHOLE_GOLDEN").is_ok_and(|word| word == "write") {
+            std::fs::write(path, formats()).unwrap();
+        }
+        let golden = std::fs::read_to_string(path).unwrap();
+        for (number, (golden, now)) in (1..).zip(golden.lines().zip(formats().lines())) {
+            assert_eq!(golden, now, "line {number}");
+        }
+        assert_eq!(golden.lines().count(), formats().lines().count());
+    }
+
     #[test]
     fn what_a_newer_version_wrote_is_refused() {
         assert!(decode_envelope(v1::Envelope::default()).is_err());
