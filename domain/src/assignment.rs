@@ -3,6 +3,7 @@
 //! Values travel beside an assignment, sealed; here they are only named, by [`ValueKey`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::{
     FileMode, GrantId, Revision, SecretId, SecretName, ServiceName, Target, TaskId, Version,
@@ -45,8 +46,8 @@ pub struct AssignedTask {
     pub id: TaskId,
     /// The service it is an instance of.
     pub service: ServiceName,
-    /// Its files; no two targets conflict.
-    pub grants: Vec<AssignedGrant>,
+    /// Its files; no two targets conflict. Shared by all who have the task as it is.
+    pub grants: Arc<[AssignedGrant]>,
     /// Why this node gets nothing for the task, if so; then `grants` is empty.
     pub rejected: Option<String>,
 }
@@ -63,7 +64,7 @@ pub struct Assignment {
 impl Assignment {
     /// Every value that a task of this node may read.
     pub fn values(&self) -> BTreeSet<ValueKey> {
-        self.tasks.iter().flat_map(|task| &task.grants).map(|grant| grant.value).collect()
+        self.tasks.iter().flat_map(|task| task.grants.iter()).map(|grant| grant.value).collect()
     }
 
     pub(crate) fn by_id(&self) -> BTreeMap<TaskId, &AssignedTask> {

@@ -3,6 +3,7 @@
 //! Invariant: the delta between two assignments, applied to the first, is the second.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::{AssignedGrant, AssignedTask, Assignment, GrantId, Revision, TaskId, ValueKey};
 
@@ -94,7 +95,7 @@ impl AssignmentDelta {
     pub fn values(&self, before: Option<&Assignment>) -> BTreeSet<ValueKey> {
         let mut named: BTreeSet<ValueKey> = self.grants().map(|(_, grant)| grant.value).collect();
         if let Some(before) = before.filter(|_| self.applies_to.is_some()) {
-            for grant in before.tasks.iter().flat_map(|task| &task.grants) {
+            for grant in before.tasks.iter().flat_map(|task| task.grants.iter()) {
                 named.remove(&grant.value);
             }
         }
@@ -119,9 +120,10 @@ impl AssignmentDelta {
         tasks.extend(self.tasks.into_iter().map(|task| (task.id, task)));
         for (id, grants) in self.grants {
             let task = tasks.get_mut(&id).ok_or(DeltaError::UnknownTask(id))?;
+            let own_grants = Arc::make_mut(&mut task.grants);
             for grant in grants {
                 let unknown = DeltaError::UnknownGrant { task: id, grant: grant.id };
-                let own = task.grants.iter_mut().find(|own| own.id == grant.id);
+                let own = own_grants.iter_mut().find(|own| own.id == grant.id);
                 *own.ok_or(unknown)? = grant;
             }
         }
@@ -135,7 +137,7 @@ fn changed_grants(had: &AssignedTask, has: &AssignedTask) -> Option<Vec<Assigned
     if had.service != has.service || had.rejected != has.rejected || !same_ids() {
         return None;
     }
-    let pairs = had.grants.iter().zip(&has.grants);
+    let pairs = had.grants.iter().zip(has.grants.iter());
     Some(pairs.filter(|(had, has)| had != has).map(|(_, has)| has.clone()).collect())
 }
 
@@ -166,8 +168,11 @@ mod tests {
         }
     }
 
-    fn assignment(revision: u64, tasks: &[(u8, Vec<(u8, u64)>, bool)]) -> Assignment {
-        let task = |(n, grants, rejected): &(u8, Vec<(u8, u64)>, bool)| AssignedTask {
+    /// Its number, its grants with their versions, whether it is rejected.
+    type TaskFacts = (u8, Vec<(u8, u64)>, bool);
+
+    fn assignment(revision: u64, tasks: &[TaskFacts]) -> Assignment {
+        let task = |(n, grants, rejected): &TaskFacts| AssignedTask {
             id: id(*n),
             service: "web".parse().unwrap(),
             grants: grants.iter().map(|(id, version)| grant(*id, *version)).collect(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::limits::{MAX_LABEL_BYTES, MAX_LABELS};
 
@@ -57,7 +58,7 @@ macro_rules! names {
     ($($(#[$doc:meta])* $name:ident, $kind:literal, $max:literal, $extra:literal, $allowed:literal;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name's text.
@@ -71,7 +72,7 @@ macro_rules! names {
 
             fn from_str(text: &str) -> Result<Self, NameError> {
                 check(text, $kind, $max, $extra, $allowed)?;
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
         }
 

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The path that applications know; an absolute target must lie under it.
 const MOUNT: &str = "/run/secrets";
@@ -13,7 +14,7 @@ const MAX_TOTAL: usize = 1024;
 
 /// A checked target: one or more components, none empty, `.` or `..`, none hidden from the rules by its spelling.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target(String);
+pub struct Target(Arc<str>);
 
 /// Why a target is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +107,7 @@ impl FromStr for Target {
         if path.len() > MAX_TOTAL || below.iter().any(|part| part.len() > MAX_COMPONENT) {
             return Err(TargetError::TooLong);
         }
-        Ok(Self(path))
+        Ok(Self(path.into()))
     }
 }
 

@@ -349,7 +349,8 @@ impl Core {
     fn tidy(&mut self) {
         let shown = self.stage.view().clone();
         let saved = self.saved.as_ref().is_some_and(|saved| Arc::ptr_eq(saved, &shown));
-        if !saved && self.save(now(), &[]) {
+        let tidy = saved && !self.stage.values().memory().has_dropped();
+        if !tidy && self.save(now(), &[]) {
             self.saved = Some(shown);
         }
     }
@@ -357,9 +358,10 @@ impl Core {
     /// Leaves what is assigned and shown now to the next worker; whether it could.
     fn save(&mut self, at: Timestamp, arriving: &[(ValueKey, SealedInMemory)]) -> bool {
         let view = self.stage.view().clone();
-        let mut values: SavedValues = self.stage.values().all_sealed().into_iter().collect();
-        let arriving = arriving.iter().map(|(key, value)| (*key, Arc::new(value.clone())));
-        values.extend(arriving);
+        let memory = self.stage.values().memory();
+        let dropped = memory.take_dropped();
+        let mut values: SavedValues = self.stage.values().places().into_iter().collect();
+        values.extend(arriving.iter().map(|(key, value)| (*key, value.place())));
         let state = SavedState {
             assignment: self.assignment.clone(),
             values,
@@ -370,10 +372,15 @@ impl Core {
             worker_starts: self.worker_starts,
         };
         // A right that ends must end now, also if the next worker hears of it only from a manager.
-        let saved = self.memory.save(&state);
-        saved
-            .inspect_err(|error| tracing::error!(%error, "a new worker would start behind"))
-            .is_ok()
+        if let Err(error) = self.memory.save(&state) {
+            tracing::error!(%error, "a new worker would start behind");
+            memory.put_back(dropped);
+            return false;
+        }
+        if let Err(error) = memory.reclaim(dropped) {
+            tracing::error!(%error, "cannot give memory of values back");
+        }
+        true
     }
 }
 

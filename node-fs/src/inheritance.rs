@@ -20,7 +20,7 @@ use crate::report::Reporter;
 use crate::sys;
 
 /// Raised when a field changes its meaning: supervisor and worker may be of different builds.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAX_MANIFEST: usize = 1 << 20;
 
 /// Why a worker could not take up its inheritance.
@@ -85,6 +85,8 @@ pub(crate) struct Descriptors<T> {
     pub(crate) handles: T,
     /// A memfd for the worker's sealed state.
     pub(crate) state: T,
+    /// A memfd for sealed values.
+    pub(crate) values: T,
     /// The secret memory with the key that seals it.
     pub(crate) key: T,
     /// The control socket.
@@ -96,13 +98,14 @@ pub(crate) struct Descriptors<T> {
 }
 
 impl<T> Descriptors<T> {
-    fn each(&self) -> [&T; 9] {
+    fn each(&self) -> [&T; 10] {
         [
             &self.device,
             &self.init,
             &self.attempts,
             &self.handles,
             &self.state,
+            &self.values,
             &self.key,
             &self.listener,
             &self.report,
@@ -170,6 +173,7 @@ fn numbers(descriptors: &Descriptors<BorrowedFd<'_>>) -> Descriptors<RawFd> {
         attempts: descriptors.attempts.as_raw_fd(),
         handles: descriptors.handles.as_raw_fd(),
         state: descriptors.state.as_raw_fd(),
+        values: descriptors.values.as_raw_fd(),
         key: descriptors.key.as_raw_fd(),
         listener: descriptors.listener.as_raw_fd(),
         report: descriptors.report.as_raw_fd(),
@@ -198,6 +202,8 @@ pub struct Inheritance {
     pub handles: Handles,
     /// Memory that outlives this worker, for sealed state only. Empty in the node's first worker.
     pub state: File,
+    /// Memory that outlives this worker, for sealed values only.
+    pub values: File,
     /// The key of this node's run: seals values in memory and the state.
     pub key: SecretFd,
     /// The control socket, listening.
@@ -235,6 +241,7 @@ impl Inheritance {
             handles: Handles::load(take("handle counts", numbers.handles)?)
                 .map_err(descriptor_error("handle counts", numbers.handles))?,
             state: File::from(take("state", numbers.state)?),
+            values: File::from(take("values", numbers.values)?),
             key: SecretFd::adopt(take("key", numbers.key)?)
                 .map_err(|error| descriptor_error("key", numbers.key)(io::Error::other(error)))?,
             listener: UnixListener::from(take("control socket", numbers.listener)?),
@@ -320,8 +327,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_inheritable_only_while_a_worker_is_started() {
-        let fds: Vec<OwnedFd> = (0..9).map(|_| memfd_with("x", b"x").unwrap()).collect();
-        let [a, b, c, d, e, f, g, h, i] = &fds[..] else { unreachable!() };
+        let fds: Vec<OwnedFd> = (0..10).map(|_| memfd_with("x", b"x").unwrap()).collect();
+        let [a, b, c, d, e, f, g, h, i, j] = &fds[..] else { unreachable!() };
         let closes = |fd: &OwnedFd| {
             rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC)
         };
@@ -335,6 +342,7 @@ mod tests {
             report: g.as_fd(),
             life: h.as_fd(),
             handles: i.as_fd(),
+            values: j.as_fd(),
         };
         let bequest = Bequest::prepare(descriptors, "/m".into(), serde_json::Value::Null).unwrap();
         assert!(!fds.iter().any(closes));

@@ -29,5 +29,6 @@ pub mod stage;
 pub mod state_memfd;
 pub mod supervisor;
 pub mod sys;
+pub mod value_memory;
 pub mod values;
 pub mod worker;

@@ -24,7 +24,7 @@ pub use seal::StateSealError;
 
 const MAGIC: [u8; 8] = *b"keyhole\0";
 /// Raised when a worker cannot read what an earlier version wrote.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Where records begin: the header has a page of its own.
 const START: u64 = 4096;
 const HEADER_LEN: usize = 88;
@@ -181,7 +181,10 @@ impl StateMemory {
 
     /// Makes `state` the one that the next worker finds.
     pub fn save(&mut self, state: &SavedState) -> Result<(), StateError> {
-        let (header, steps) = self.plan(v1::NodeState::from(state).encode_to_vec())?;
+        let last = self.current.as_ref().map_or(0, |header| header.len);
+        // A little more than the last one: a record that outgrows it is copied once.
+        let capacity = usize::try_from(last + last / 8).unwrap_or(0);
+        let (header, steps) = self.plan(state.encode(capacity))?;
         for step in steps {
             apply(&self.file, &step)?;
         }

@@ -1,6 +1,6 @@
 //! The supervisor: holds what must outlive a worker, and sees to it that one is always serving.
 //!
-//! It holds the FUSE connection, the sealed state and its key (unmapped), the control socket and
+//! It holds the FUSE connection, sealed state and values and their key (unmapped), the control socket and
 //! the mount; it serves nothing, reads no secret and looks up no path under the mount: a process
 //! that touches the mount it holds cannot even be killed. One thread, one loop.
 
@@ -180,6 +180,7 @@ impl Connection {
 /// What every worker inherits, whatever the connection.
 struct Estate {
     state: OwnedFd,
+    values: OwnedFd,
     key: SecretFd,
     listener: ControlListener,
     life_read: OwnedFd,
@@ -192,6 +193,8 @@ impl Estate {
         let (life_read, life_write) = io::pipe().map_err(failed("make a pipe"))?;
         Ok(Self {
             state: memfd_with("keyhole-state", b"").map_err(failed("make the state memory"))?,
+            values: memfd_with("keyhole-values", b"")
+                .map_err(failed("make the memory of values"))?,
             key: SecretFd::create()?,
             listener,
             life_read: life_read.into(),
@@ -278,6 +281,7 @@ impl Supervisor {
             attempts: self.connection.attempts.as_fd(),
             handles: self.connection.handles.as_fd(),
             state: self.estate.state.as_fd(),
+            values: self.estate.values.as_fd(),
             key: self.estate.key.as_fd(),
             listener: self.estate.listener.as_fd(),
             report,

@@ -1,10 +1,13 @@
-//! The node's values: sealed in ordinary memory, open only in a locked buffer for one answer.
+//! The node's values: sealed in memory that outlives the worker, open only in a locked buffer for one answer.
 //!
 //! Each is sealed with AES-256-GCM under this run's key, which lies in secret memory that the
-//! supervisor made, so that a later worker can open what an earlier one sealed. Invariant:
-//! plaintext exists in a [`Slot`] (wiped when dropped) and in the kernel's pages, nowhere else.
+//! supervisor made, so that a later worker can open what an earlier one sealed, where it is
+//! ([`ValueMemory`]). Invariant: plaintext exists in a [`Slot`] (wiped when dropped) and in the
+//! kernel's pages, nowhere else.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use aes_gcm::Aes256Gcm;
@@ -15,10 +18,13 @@ use keyhole_secmem::{
 };
 use keyhole_wire::seal::Aad;
 
+use crate::value_memory::{Held, Place, ValueMemory};
+
 /// Buffers for answers: one for each service thread and some to spare.
 const SLOTS: usize = 4;
 const NONCE_LEN: usize = 12;
 const TAG_LEN: usize = 16;
+const HEAD_LEN: usize = NONCE_LEN + TAG_LEN;
 
 /// Why a value could not be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -52,27 +58,19 @@ pub enum ValuesError {
     /// No randomness.
     #[error("the kernel gave no random bytes: {0}")]
     Random(#[from] getrandom::Error),
+    /// The memory of sealed values cannot be used.
+    #[error("cannot use the memory of sealed values: {0}")]
+    Memory(#[from] io::Error),
 }
 
-/// A value under this run's key. Worthless without it, so it may lie in ordinary memory and in the
-/// state that the supervisor holds.
+/// A value under this run's key: nonce, tag, ciphertext. Worthless without the key, so it may lie in ordinary memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedInMemory {
-    nonce: [u8; NONCE_LEN],
-    /// Ciphertext, then the tag.
-    bytes: Box<[u8]>,
-}
+pub struct SealedInMemory(Held);
 
 impl SealedInMemory {
-    /// As bytes, for the state that outlives the worker.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        [&self.nonce[..], &self.bytes].concat()
-    }
-
-    /// From [`SealedInMemory::to_bytes`]; whether it is authentic shows when it is opened.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (nonce, bytes) = bytes.split_first_chunk::<NONCE_LEN>()?;
-        (bytes.len() >= TAG_LEN).then(|| Self { nonce: *nonce, bytes: bytes.into() })
+    /// Where it is, for the state that outlives the worker.
+    pub fn place(&self) -> Place {
+        self.0.place()
     }
 }
 
@@ -81,7 +79,8 @@ impl SealedInMemory {
 pub struct Values {
     key: MappedKey,
     pool: BouncePool,
-    sealed: RwLock<HashMap<ValueKey, Arc<SealedInMemory>>>,
+    memory: Arc<ValueMemory>,
+    sealed: RwLock<HashMap<ValueKey, SealedInMemory>>,
 }
 
 /// One value, open. Wiped when dropped.
@@ -102,12 +101,19 @@ impl OpenValue {
 }
 
 impl Values {
-    /// No values yet; `key` is this run's.
-    pub fn new(key: &SecretFd) -> Result<Self, ValuesError> {
+    /// The values that an earlier worker of this run left in `memory`, if any; `key` is this run's.
+    pub fn open_in(
+        key: &SecretFd,
+        memory: File,
+        left: impl IntoIterator<Item = (ValueKey, Place)>,
+    ) -> Result<Self, ValuesError> {
+        let (memory, held) = ValueMemory::open(memory, left)?;
+        let sealed = held.into_iter().map(|(key, held)| (key, SealedInMemory(held))).collect();
         Ok(Self {
             key: key.map()?,
             pool: BouncePool::new(SLOTS, MAX_SECRET_BYTES)?,
-            sealed: RwLock::default(),
+            memory,
+            sealed: RwLock::new(sealed),
         })
     }
 
@@ -118,10 +124,9 @@ impl Values {
         Ok(())
     }
 
-    /// Keeps a value that an earlier worker of this run sealed.
+    /// Keeps a value that was sealed before.
     pub fn insert_sealed(&self, key: ValueKey, sealed: SealedInMemory) {
-        let mut all = self.sealed.write().unwrap_or_else(PoisonError::into_inner);
-        all.insert(key, Arc::new(sealed));
+        self.sealed.write().unwrap_or_else(PoisonError::into_inner).insert(key, sealed);
     }
 
     /// Whether the value is here.
@@ -129,10 +134,15 @@ impl Values {
         self.get(key).is_some()
     }
 
-    /// Every value, sealed, for the state that outlives the worker.
-    pub fn all_sealed(&self) -> Vec<(ValueKey, Arc<SealedInMemory>)> {
+    /// Where every value is, for the state that outlives the worker.
+    pub fn places(&self) -> Vec<(ValueKey, Place)> {
         let all = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|(key, sealed)| (*key, sealed.clone())).collect()
+        all.iter().map(|(key, sealed)| (*key, sealed.place())).collect()
+    }
+
+    /// The memory that they are in.
+    pub fn memory(&self) -> &ValueMemory {
+        &self.memory
     }
 
     /// Drops all values but the wanted ones.
@@ -145,25 +155,20 @@ impl Values {
     pub fn open(&self, key: &ValueKey) -> Result<OpenValue, ValuesError> {
         let sealed = self.get(key).ok_or(ValuesError::Missing { key: *key })?;
         let not_authentic = || ValuesError::NotAuthentic { key: *key };
-        let (ciphertext, tag) =
-            sealed.bytes.split_last_chunk::<TAG_LEN>().ok_or_else(not_authentic)?;
-        let length = ciphertext.len();
+        let length = usize::try_from(sealed.place().length).unwrap_or(usize::MAX);
+        let length = length.checked_sub(HEAD_LEN).ok_or_else(not_authentic)?;
         let mut slot = self.pool.take();
         slot.used(length);
         let buffer = slot.get_mut(..length).ok_or(ValuesError::TooLarge { key: *key, length })?;
-        buffer.copy_from_slice(ciphertext);
+        let (mut nonce, mut tag) = ([0; NONCE_LEN], [0; TAG_LEN]);
+        sealed.0.read(&mut [&mut nonce, &mut tag, &mut *buffer])?;
         self.cipher()
-            .decrypt_inout_detached(
-                &sealed.nonce.into(),
-                aad(key).as_bytes(),
-                buffer.into(),
-                tag.into(),
-            )
+            .decrypt_inout_detached(&nonce.into(), aad(key).as_bytes(), buffer.into(), &tag.into())
             .map_err(|_| not_authentic())?;
         Ok(OpenValue { slot, length })
     }
 
-    /// Seals a value without keeping it yet.
+    /// Seals a value without counting it among these yet.
     pub fn seal(
         &self,
         key: ValueKey,
@@ -184,11 +189,10 @@ impl Values {
             )
             // Only a text beyond 64 GiB fails to encrypt.
             .map_err(|_| ValuesError::TooLarge { key, length })?;
-        let bytes = [value.as_slice(), &tag].concat().into_boxed_slice();
-        Ok(SealedInMemory { nonce, bytes })
+        Ok(SealedInMemory(self.memory.keep(&[&nonce, &tag, value.as_slice()])?))
     }
 
-    fn get(&self, key: &ValueKey) -> Option<Arc<SealedInMemory>> {
+    fn get(&self, key: &ValueKey) -> Option<SealedInMemory> {
         self.sealed.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
@@ -204,9 +208,12 @@ fn aad(key: &ValueKey) -> Aad {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use keyhole_domain::{SecretId, Version};
 
     use super::*;
+    use crate::value_memory;
 
     fn key(secret: u8, version: u64) -> ValueKey {
         let version = Version::new(version).unwrap();
@@ -217,9 +224,29 @@ mod tests {
         SecretBytes::copy_from(&mut bytes.to_vec()).unwrap()
     }
 
+    /// A run of a node: its key and its memory.
+    struct Run(SecretFd, File);
+
+    impl Run {
+        fn new() -> Self {
+            Self(SecretFd::create().unwrap(), value_memory::memfd())
+        }
+
+        /// A worker that knows where these are.
+        fn worker(&self, left: Vec<(ValueKey, Place)>) -> Values {
+            Values::open_in(&self.0, self.1.try_clone().unwrap(), left).unwrap()
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            let mut bytes = vec![0; self.1.metadata().unwrap().len() as usize];
+            self.1.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        }
+    }
+
     #[test]
     fn a_value_comes_back_in_parts_and_ends_where_it_ends() {
-        let values = Values::new(&SecretFd::create().unwrap()).unwrap();
+        let values = Run::new().worker(Vec::new());
         values.insert(key(1, 1), secret(b"correct horse")).unwrap();
         let open = values.open(&key(1, 1)).unwrap();
         assert_eq!(open.part(0, 4096), b"correct horse");
@@ -230,7 +257,7 @@ mod tests {
 
     #[test]
     fn the_largest_value_fits_and_one_byte_more_does_not() {
-        let values = Values::new(&SecretFd::create().unwrap()).unwrap();
+        let values = Run::new().worker(Vec::new());
         values.insert(key(1, 1), secret(&vec![7; MAX_SECRET_BYTES])).unwrap();
         let open = values.open(&key(1, 1)).unwrap();
         assert_eq!(open.part(0, u32::MAX), vec![7; MAX_SECRET_BYTES]);
@@ -240,51 +267,60 @@ mod tests {
 
     #[test]
     fn the_next_worker_opens_what_this_one_sealed_and_no_other_run_can() {
-        let run = SecretFd::create().unwrap();
-        let values = Values::new(&run).unwrap();
+        let run = Run::new();
+        let values = run.worker(Vec::new());
         values.insert(key(1, 1), secret(b"s3cret")).unwrap();
-        let (_, sealed) = values.all_sealed().remove(0);
-        let bytes = sealed.to_bytes();
-        assert!(!bytes.windows(6).any(|window| window == b"s3cret"));
+        assert!(!run.bytes().windows(6).any(|window| window == b"s3cret"));
+        let places = values.places();
 
-        let next = Values::new(&run).unwrap();
-        next.insert_sealed(key(1, 1), SealedInMemory::from_bytes(&bytes).unwrap());
+        let next = run.worker(places.clone());
         assert_eq!(next.open(&key(1, 1)).unwrap().part(0, 99), b"s3cret");
 
-        let other = Values::new(&SecretFd::create().unwrap()).unwrap();
-        other.insert_sealed(key(1, 1), SealedInMemory::from_bytes(&bytes).unwrap());
+        let other = Run(SecretFd::create().unwrap(), run.1);
+        let other = other.worker(places);
         assert!(matches!(other.open(&key(1, 1)), Err(ValuesError::NotAuthentic { .. })));
     }
 
     #[test]
     fn a_seal_is_bound_to_its_secret_and_version_and_to_every_byte() {
-        let values = Values::new(&SecretFd::create().unwrap()).unwrap();
+        let run = Run::new();
+        let values = run.worker(Vec::new());
         values.insert(key(1, 1), secret(b"s3cret")).unwrap();
-        let bytes = values.all_sealed().remove(0).1.to_bytes();
+        let place = values.places()[0].1;
         for elsewhere in [key(2, 1), key(1, 2)] {
-            values.insert_sealed(elsewhere, SealedInMemory::from_bytes(&bytes).unwrap());
+            let values = run.worker(vec![(elsewhere, place)]);
             assert!(matches!(values.open(&elsewhere), Err(ValuesError::NotAuthentic { .. })));
         }
-        for at in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[at] ^= 1;
-            values.insert_sealed(key(1, 1), SealedInMemory::from_bytes(&changed).unwrap());
+        let bytes = run.bytes();
+        for at in 0..place.length {
+            let byte = bytes[(place.offset + at) as usize];
+            run.1.write_all_at(&[byte ^ 1], place.offset + at).unwrap();
             assert!(values.open(&key(1, 1)).is_err(), "byte {at}");
+            run.1.write_all_at(&[byte], place.offset + at).unwrap();
         }
-        assert_eq!(SealedInMemory::from_bytes(&bytes[..NONCE_LEN + TAG_LEN - 1]), None);
+        assert_eq!(values.open(&key(1, 1)).unwrap().part(0, 99), b"s3cret");
+        let cut = Place { length: HEAD_LEN as u64 - 1, ..place };
+        let values = run.worker(vec![(key(1, 1), cut)]);
+        assert!(matches!(values.open(&key(1, 1)), Err(ValuesError::NotAuthentic { .. })));
     }
 
     #[test]
     fn equal_values_never_seal_alike_and_unwanted_ones_go() {
-        let values = Values::new(&SecretFd::create().unwrap()).unwrap();
+        let run = Run::new();
+        let values = run.worker(Vec::new());
+        let nonce = || {
+            let at = values.places()[0].1.offset as usize;
+            run.bytes()[at..at + NONCE_LEN].to_vec()
+        };
         values.insert(key(1, 1), secret(b"same")).unwrap();
-        let first = values.all_sealed().remove(0).1;
+        let first = nonce();
         values.insert(key(1, 1), secret(b"same")).unwrap();
-        assert_ne!(first.to_bytes()[..NONCE_LEN], values.all_sealed()[0].1.to_bytes()[..NONCE_LEN]);
+        assert_ne!(first, nonce());
 
         values.insert(key(2, 1), secret(b"other")).unwrap();
         values.retain(|wanted| *wanted == key(2, 1));
         assert!(!values.contains(&key(1, 1)) && values.contains(&key(2, 1)));
         assert!(matches!(values.open(&key(1, 1)), Err(ValuesError::Missing { .. })));
+        assert!(values.memory().has_dropped(), "its memory is given back with the next state");
     }
 }

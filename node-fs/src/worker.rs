@@ -142,15 +142,15 @@ fn serve(config_fd: RawFd) -> Result<(), WorkerError> {
         .build()
         .map_err(failed("start the runtime"))?;
     let membership = runtime.block_on(become_member(&config, &store))?;
-    let Inheritance { device, init, attempts, handles, state, key, listener, reporter, .. } =
-        inheritance;
+    let Inheritance {
+        device, init, attempts, handles, state, values, key, listener, reporter, ..
+    } = inheritance;
 
     let root = Arc::new(CgroupRoot::find()?);
     let cgroups =
         TaskCgroups::open(root.clone(), &config.cgroup_parent, config.allow_delegated_parent)?;
     let callers = Arc::new(Callers::new(root.clone(), config.identity));
     let audit = Audit::start(&config.data_dir)?;
-    let values = Values::new(&key)?;
     let (memory, found) = StateMemory::open(state, key.map()?);
     let found = found.unwrap_or_else(|error| {
         tracing::error!(%error, "starting without the state of the last worker");
@@ -159,6 +159,8 @@ fn serve(config_fd: RawFd) -> Result<(), WorkerError> {
     let registry = registry(&config.data_dir, found.as_ref(), &root)?;
     let saved = start_from(found);
     let worker_starts = saved.worker_starts;
+    let held = saved.values.iter().map(|(key, place)| (*key, *place));
+    let values = Values::open_in(&key, values, held)?;
     let stage = stage(&saved, handles, values);
     let (core, handle) = Core::resume(CoreStart {
         saved,
@@ -278,9 +280,6 @@ fn start_from(found: Option<SavedState>) -> SavedState {
 }
 
 fn stage(saved: &SavedState, handles: Handles, values: Values) -> Arc<Stage> {
-    for (key, sealed) in &saved.values {
-        values.insert_sealed(*key, (**sealed).clone());
-    }
     let facts = MountFacts { mounted: saved.mounted };
     Stage::new(View::resume(facts, saved.record.clone()), handles, values)
 }

@@ -1,11 +1,10 @@
 //! Rows of the state.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keyhole_domain::Timestamp;
 use keyhole_proto::v1;
-use keyhole_state::{Cluster, Node, Row, Secret, SecretVersion, Service, Task, TaskEnd};
+use keyhole_state::{Cluster, Node, Row, Secret, SecretVersion, Service, Task, TaskEnd, Versions};
 use prost::Message;
 
 use super::{
@@ -125,7 +124,7 @@ fn secret_in(row: v1::SecretRow) -> Result<Secret> {
         index: row.index,
         current: version("secret.current", row.current)?,
         last: version("secret.last", row.last)?,
-        versions: BTreeMap::new(),
+        versions: Versions::default(),
     })
 }
 

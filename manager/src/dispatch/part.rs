@@ -41,7 +41,7 @@ impl Sources {
         let assignment = state.assignment(node);
         let delta = AssignmentDelta::between(before, &assignment);
         let value = |key: ValueKey| {
-            let kept = state.secrets().get(&key.secret)?.versions.get(&key.version)?;
+            let kept = state.secrets().get(&key.secret)?.versions.get(key.version)?;
             Some((key, kept.value.clone()))
         };
         let members = state.members().values();

@@ -45,7 +45,7 @@ fn deliveries(shell: &Shell, state: &State, secret: &Secret, task: &Task) -> Vec
     };
     let grants = service.spec.grants.iter().filter(|grant| grant.secret == secret.id);
     let shown = |grant| {
-        let grants = session.task(task.id).map(|own| own.grants.as_slice());
+        let grants = session.task(task.id).map(|own| &own.grants[..]);
         let own = grants.unwrap_or_default().iter().find(|own| own.id == grant);
         own.map_or(0, |own| own.value.version.get())
     };

@@ -241,8 +241,8 @@ fn info(state: &State, secret: &Secret) -> v1::SecretInfo {
         version: version.get(),
         created_at: kept.created_at.0,
         size: kept.value.size(),
-        current: *version == secret.current,
-        pinned: pinned.contains(version),
+        current: version == secret.current,
+        pinned: pinned.contains(&version),
     });
     v1::SecretInfo {
         id: secret.id.to_string(),

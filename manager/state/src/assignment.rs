@@ -75,6 +75,7 @@ impl State {
             Standing::Rejected(reason) => (Vec::new(), Some(reason)),
             Standing::Ended => return None,
         };
+        let grants = grants.into();
         Some(AssignedTask { id: task.id, service: service.name.clone(), grants, rejected })
     }
 
@@ -94,7 +95,7 @@ impl State {
         let version = grant.pinned.unwrap_or(secret.current);
         let kept = secret
             .versions
-            .get(&version)
+            .get(version)
             .ok_or_else(|| format!("secret {} has no version {version}", secret.name))?;
         Ok(AssignedGrant {
             id: grant.id,

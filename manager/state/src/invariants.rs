@@ -35,17 +35,17 @@ impl State {
         let mut bytes = 0;
         for secret in self.secrets.values() {
             let name = &secret.name;
-            if !secret.versions.contains_key(&secret.current) {
+            if !secret.versions.contains(secret.current) {
                 return Err(format!("secret {name}: current version {} is gone", secret.current));
             }
-            if secret.versions.keys().next_back().is_none_or(|newest| *newest > secret.last) {
+            if secret.versions.numbers().next_back().is_none_or(|newest| newest > secret.last) {
                 return Err(format!("secret {name}: a version is above the last one made"));
             }
             let pinned = self.pinned_versions(secret.id).len();
             if secret.versions.len() > KEPT_VERSIONS + pinned + 1 {
                 return Err(format!("secret {name}: {} versions kept", secret.versions.len()));
             }
-            bytes += secret.versions.values().map(|version| version.value.size()).sum::<u64>();
+            bytes += secret.versions.iter().map(|(_, version)| version.value.size()).sum::<u64>();
         }
         match bytes == self.value_bytes {
             true => Ok(()),
@@ -61,7 +61,7 @@ impl State {
                 let Some(secret) = self.secrets.get(&grant.secret) else {
                     return Err(format!("service {name}: target {} has no secret", grant.target));
                 };
-                if grant.pinned.is_some_and(|pinned| !secret.versions.contains_key(&pinned)) {
+                if grant.pinned.is_some_and(|pinned| !secret.versions.contains(pinned)) {
                     return Err(format!(
                         "service {name}: a pinned version of {} is gone",
                         secret.name

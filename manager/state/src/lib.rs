@@ -18,6 +18,7 @@ mod secret;
 mod service;
 mod state;
 mod task;
+mod versions;
 
 pub use apply::{Applied, Outcome};
 pub use assignment::Standing;
@@ -33,3 +34,4 @@ pub use secret::{SealedValue, Secret, SecretVersion};
 pub use service::{Grant, Service, ServiceSpec};
 pub use state::State;
 pub use task::{Task, TaskEnd};
+pub use versions::Versions;

@@ -1,6 +1,6 @@
 //! Secrets: named values with a history of versions, one of them current.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use keyhole_domain::{
     KEPT_VERSIONS, Labels, SecretId, SecretName, Timestamp, Version, check_value_len,
 };
 
-use crate::{Outcome, Rejected, RotateItem, RowKey, State, apply::Change};
+use crate::{Outcome, Rejected, RotateItem, RowKey, State, Versions, apply::Change};
 
 /// Length of AES-GCM's tag, which every ciphertext ends with.
 const TAG_BYTES: usize = 16;
@@ -68,28 +68,27 @@ pub struct Secret {
     /// The highest version ever made; numbers are never reused.
     pub last: Version,
     /// The kept versions.
-    pub versions: BTreeMap<Version, SecretVersion>,
+    pub versions: Versions,
 }
 
 impl Secret {
     fn kept(&self) -> Vec<Version> {
-        self.versions.keys().copied().collect()
+        self.versions.numbers().collect()
     }
 
     /// Drops what is beyond the last [`KEPT_VERSIONS`], except the current one and the pinned ones.
     fn prune(&mut self, pinned: &BTreeSet<Version>) -> Vec<(Version, u64)> {
-        let newest =
-            self.versions.keys().rev().take(KEPT_VERSIONS).copied().collect::<BTreeSet<_>>();
+        let newest = self.versions.numbers().rev().take(KEPT_VERSIONS).collect::<BTreeSet<_>>();
         let current = self.current;
-        let keep = |v: &Version| *v == current || newest.contains(v) || pinned.contains(v);
+        let keep = |v| v == current || newest.contains(&v) || pinned.contains(&v);
         let dropped: Vec<(Version, u64)> = self
             .versions
             .iter()
-            .filter(|(version, _)| !keep(version))
-            .map(|(version, kept)| (*version, kept.value.size()))
+            .filter(|(version, _)| !keep(*version))
+            .map(|(version, kept)| (version, kept.value.size()))
             .collect();
         for (version, _) in &dropped {
-            self.versions.remove(version);
+            self.versions.remove(*version);
         }
         dropped
     }
@@ -112,7 +111,9 @@ impl State {
         }
         self.check_value(name, value)?;
         self.check_quota(value.size())?;
-        let version = SecretVersion { created_at: at, index, value: Arc::new(value.clone()) };
+        let mut versions = Versions::default();
+        let value_kept = Arc::new(value.clone());
+        versions.insert(Version::FIRST, SecretVersion { created_at: at, index, value: value_kept });
         self.value_bytes += value.size();
         self.secret_names.insert(name.clone(), id);
         self.secrets.insert(
@@ -126,7 +127,7 @@ impl State {
                 index,
                 current: Version::FIRST,
                 last: Version::FIRST,
-                versions: BTreeMap::from([(Version::FIRST, version)]),
+                versions,
             },
         );
         let rows = [RowKey::Secret(id), RowKey::Version(id, Version::FIRST)];
@@ -198,12 +199,12 @@ impl State {
         let secret = self.secret_mut(id)?;
         let (name, current) = (secret.name.to_string(), secret.current);
         let to = match to {
-            Some(version) if secret.versions.contains_key(&version) => version,
+            Some(version) if secret.versions.contains(version) => version,
             Some(version) => {
                 return Err(Rejected::NoVersion { name, version, kept: secret.kept() });
             }
-            None => match secret.versions.range(..current).next_back() {
-                Some((version, _)) => *version,
+            None => match secret.versions.numbers().rfind(|version| *version < current) {
+                Some(version) => version,
                 None => {
                     return Err(Rejected::NothingBefore { name, current, kept: secret.kept() });
                 }
@@ -224,7 +225,7 @@ impl State {
         let name = secret.name.clone();
         let mut change = Change::rows([RowKey::Secret(id)], Outcome::Done);
         if let Some(secret) = self.secrets.remove(&id) {
-            for (version, kept) in secret.versions {
+            for (version, kept) in secret.versions.iter() {
                 self.value_bytes -= kept.value.size();
                 change.rows.insert(RowKey::Version(id, version));
             }

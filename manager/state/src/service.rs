@@ -217,9 +217,9 @@ impl State {
         for request in requests {
             let secret = self.secret(request.secret)?;
             if let Some(version) = request.pinned
-                && !secret.versions.contains_key(&version)
+                && !secret.versions.contains(version)
             {
-                let kept = secret.versions.keys().copied().collect();
+                let kept = secret.versions.numbers().collect();
                 return Err(Rejected::NoVersion { name: secret.name.to_string(), version, kept });
             }
         }

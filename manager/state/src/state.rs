@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keyhole_domain::{
-    NodeId, Revision, SecretId, SecretName, ServiceId, ServiceName, TaskId, Version,
-};
+use keyhole_domain::{NodeId, Revision, SecretId, SecretName, ServiceId, ServiceName, TaskId};
 
-use crate::{Cluster, Member, Node, Row, RowKey, Secret, SecretVersion, Service, Task};
+use crate::{Cluster, Member, Node, Row, RowKey, Secret, Service, Task, Versions};
 
 /// The cluster's state at one log index. Equal logs make equal states.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -81,7 +79,7 @@ impl State {
     /// A version whose secret has no row is left out; the invariants of the store make that impossible.
     pub fn from_rows(index: u64, rows: impl IntoIterator<Item = Row>) -> Self {
         let mut state = Self { index, ..Self::default() };
-        let mut versions: BTreeMap<SecretId, BTreeMap<Version, SecretVersion>> = BTreeMap::new();
+        let mut versions: BTreeMap<SecretId, Versions> = BTreeMap::new();
         for row in rows {
             match row {
                 Row::Cluster(cluster) => state.cluster = Some(*cluster),
@@ -123,7 +121,7 @@ impl State {
             RowKey::Member(id) => self.members.get(&id).cloned().map(Row::Member),
             RowKey::Secret(id) => self.secrets.get(&id).map(|secret| {
                 let bare = Secret {
-                    versions: BTreeMap::new(),
+                    versions: Versions::default(),
                     name: secret.name.clone(),
                     labels: secret.labels.clone(),
                     ..*secret
@@ -131,7 +129,7 @@ impl State {
                 Row::Secret(bare)
             }),
             RowKey::Version(id, version) => {
-                let kept = self.secrets.get(&id)?.versions.get(&version)?;
+                let kept = self.secrets.get(&id)?.versions.get(version)?;
                 Some(Row::Version(id, version, kept.clone()))
             }
             RowKey::Service(id) => self.services.get(&id).cloned().map(Row::Service),
@@ -143,7 +141,7 @@ impl State {
     /// The keys of all rows, in order.
     pub fn row_keys(&self) -> BTreeSet<RowKey> {
         let versions = self.secrets.values().flat_map(|secret| {
-            secret.versions.keys().map(|version| RowKey::Version(secret.id, *version))
+            secret.versions.numbers().map(|version| RowKey::Version(secret.id, version))
         });
         let mut keys: BTreeSet<RowKey> = versions.collect();
         keys.extend(self.cluster.iter().map(|_| RowKey::Cluster));

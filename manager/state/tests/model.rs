@@ -156,7 +156,7 @@ fn assigned(state: &State, on: NodeId) -> Files {
     let mut files = Files::new();
     for task in &assignment.tasks {
         assert!(task.rejected.is_none() || task.grants.is_empty(), "rejected, yet with grants");
-        for grant in &task.grants {
+        for grant in task.grants.iter() {
             let value = (grant.value.secret, grant.value.version);
             assert_eq!(files.insert((task.id, grant.target.to_string()), value), None);
         }

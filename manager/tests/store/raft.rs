@@ -282,7 +282,7 @@ async fn a_snapshot_travels_in_chunks_and_replaces_everything() {
     assert_same(&raft.read(State::clone), &before);
     let version = raft.read(|state| {
         let secret = &state.secrets()[&id::<SecretId>(7)];
-        secret.versions[&Version::new(1).unwrap()].value.ciphertext.clone()
+        secret.versions.get(Version::FIRST).unwrap().value.ciphertext.clone()
     });
     assert_eq!(version, vec![7; 100_016]);
     raft.shutdown().await.unwrap();

@@ -233,7 +233,7 @@ mod tests {
         let assigned = |n: &u8| AssignedTask {
             id: task(*n).id,
             service: "web".parse().unwrap(),
-            grants: Vec::new(),
+            grants: [].into(),
             rejected: None,
         };
         Assignment { revision: at(index), tasks: tasks.iter().map(assigned).collect() }

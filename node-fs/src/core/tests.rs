@@ -18,6 +18,7 @@ use crate::values::Values;
 struct Estate {
     state: OwnedFd,
     handles: OwnedFd,
+    values: OwnedFd,
     key: SecretFd,
     folder: tempfile::TempDir,
 }
@@ -30,7 +31,7 @@ impl Estate {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let key = SecretFd::create().unwrap();
-        Self { state: memfd(), handles: memfd(), key, folder }
+        Self { state: memfd(), handles: memfd(), values: memfd(), key, folder }
     }
 
     /// A worker that takes over, as worker.rs does it.
@@ -40,10 +41,9 @@ impl Estate {
         let saved = found.unwrap().unwrap_or_default();
         let tasks = saved.registered.clone();
         let registry = Registry::resume(self.folder.path(), "boot".to_owned(), tasks);
-        let values = Values::new(&self.key).unwrap();
-        for (key, sealed) in &saved.values {
-            values.insert_sealed(*key, (**sealed).clone());
-        }
+        let values = File::from(self.values.try_clone().unwrap());
+        let held = saved.values.iter().map(|(key, place)| (*key, *place));
+        let values = Values::open_in(&self.key, values, held).unwrap();
         let view = View::resume(MountFacts { mounted: saved.mounted }, saved.record.clone());
         let handles = Handles::load(self.handles.try_clone().unwrap()).unwrap();
         let stage = Stage::new(view, handles, values);
@@ -86,7 +86,7 @@ fn assigned(n: u8, version: u64, size: usize) -> AssignedTask {
         mode: FileMode::DEFAULT,
     };
     let id = task(n).id;
-    AssignedTask { id, service: "web".parse().unwrap(), grants: vec![grant], rejected: None }
+    AssignedTask { id, service: "web".parse().unwrap(), grants: [grant].into(), rejected: None }
 }
 
 fn change(core: &CoreHandle, revision: Revision, version: u64, bytes: &[u8]) -> Change {
@@ -152,6 +152,30 @@ fn the_values_of_an_ended_task_stay_only_as_long_as_a_change_may_build_on_them()
         }
         assert!(!handle.stage().values().contains(&key(1)));
     }
+}
+
+#[test]
+fn the_memory_of_values_that_are_gone_is_given_back_with_the_next_state() {
+    let estate = Estate::new();
+    let (mut core, handle) = estate.worker();
+    let memory = File::from(estate.values.try_clone().unwrap());
+    let kept = || std::os::unix::fs::MetadataExt::blocks(&memory.metadata().unwrap()) * 512;
+    register(&mut core, 1);
+    for version in 1..=20 {
+        let value = vec![b'x'; 50_000];
+        core.step(Event::Assigned(change(&handle, at(1, version), version, &value)));
+    }
+    assert!(kept() >= 50_000);
+    core.step(Event::Ended(task(1).id, oneshot::channel().0));
+    core.step(Event::Detached);
+    assert!(!handle.stage().values().contains(&key(20)));
+    core.tidy();
+    assert_eq!(kept(), 0);
+    // A change that never came to be named by a state leaves nothing either.
+    drop(change(&handle, at(1, 21), 21, &[b'x'; 50_000]));
+    assert!(kept() >= 50_000);
+    core.tidy();
+    assert_eq!(kept(), 0);
 }
 
 #[test]
@@ -254,7 +278,7 @@ async fn waiting_for_a_task_ends_with_its_files_or_with_the_reason() {
     assert_eq!(waiting.await.unwrap(), Ok(Ok(())));
     assert_eq!(handle.shown(None).await, Ok(at(1, 3)));
     let mut refused = assigned(1, 1, 3);
-    refused.grants.clear();
+    refused.grants = [].into();
     refused.rejected = Some("not here".to_owned());
     let assignment = Assignment { revision: at(1, 4), tasks: vec![refused] };
     handle.assign(Change { assignment, values: Vec::new() }).unwrap();

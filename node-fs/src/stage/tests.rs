@@ -7,6 +7,7 @@ use keyhole_secmem::{SecretBytes, SecretFd};
 use keyhole_view::MountFacts;
 
 use super::*;
+use crate::value_memory;
 
 const NOW: Timestamp = Timestamp(1);
 
@@ -33,7 +34,7 @@ fn assignment(version: u64) -> Assignment {
     let task = AssignedTask {
         id: task(),
         service: "web".parse().unwrap(),
-        grants: vec![grant],
+        grants: [grant].into(),
         rejected: None,
     };
     Assignment { revision: Revision { incarnation: 1, index: version }, tasks: vec![task] }
@@ -47,7 +48,7 @@ fn stage() -> Arc<Stage> {
 fn stage_with(grace: Duration) -> Arc<Stage> {
     let memfd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let handles = Handles::load(memfd).unwrap();
-    let values = Values::new(&SecretFd::create().unwrap()).unwrap();
+    let values = Values::open_in(&SecretFd::create().unwrap(), value_memory::memfd(), []).unwrap();
     Stage::with_grace(View::empty(MountFacts { mounted: NOW }), handles, values, grace)
 }
 

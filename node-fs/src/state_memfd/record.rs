@@ -6,19 +6,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use keyhole_domain::{AssignedGrant, Assignment, TaskId, Timestamp, ValueKey};
 use keyhole_proto::v1;
 use keyhole_view::cgroup::CgroupId;
 use keyhole_view::{FileState, Ino, KeptSet, Record, ShownFile};
+use prost::Message;
 
 use crate::core::records::{self, RecordError};
 use crate::registry::Task;
-use crate::values::SealedInMemory;
+use crate::value_memory::Place;
 
-/// Sealed values by name.
-pub type SavedValues = BTreeMap<ValueKey, Arc<SealedInMemory>>;
+/// Where each sealed value is.
+pub type SavedValues = BTreeMap<ValueKey, Place>;
 
 /// All that the next worker needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,26 +39,42 @@ pub struct SavedState {
     pub worker_starts: u64,
 }
 
-impl From<&SavedState> for v1::NodeState {
-    fn from(state: &SavedState) -> Self {
+impl SavedState {
+    /// As one `NodeState`, made piece by piece: messages that follow each other are one to who reads them, and only one
+    /// piece at a time is in memory twice. `capacity` is about how long it will be.
+    pub(super) fn encode(&self, capacity: usize) -> Vec<u8> {
         let SavedState { assignment, values, registered, record, mounted, at, worker_starts } =
-            state;
-        let value = |(key, sealed): (&ValueKey, &Arc<SealedInMemory>)| v1::HeldValue {
-            key: Some(records::value_ref(*key)),
-            sealed: sealed.to_bytes().into(),
-        };
-        Self {
+            self;
+        let mut bytes = Vec::with_capacity(capacity);
+        let mut add = |piece: v1::NodeState| bytes.extend_from_slice(&piece.encode_to_vec());
+        let empty = v1::NodeState::default;
+        add(v1::NodeState {
             revision: Some(records::revision_ref(assignment.revision)),
-            tasks: assignment.tasks.iter().map(records::task_record).collect(),
-            values: values.iter().map(value).collect(),
             registered: registered.iter().map(registered_task).collect(),
-            files: record.files.iter().map(|(file, state)| known_file(file, *state)).collect(),
-            sets: record.sets.iter().map(known_set).collect(),
             mounted: mounted.0,
             at: at.0,
             worker_starts: *worker_starts,
+            ..empty()
+        });
+        for task in &assignment.tasks {
+            add(v1::NodeState { tasks: vec![records::task_record(task)], ..empty() });
         }
+        for (key, place) in values {
+            add(v1::NodeState { values: vec![held_value(*key, *place)], ..empty() });
+        }
+        for (file, state) in &record.files {
+            add(v1::NodeState { files: vec![known_file(file, *state)], ..empty() });
+        }
+        for set in &record.sets {
+            add(v1::NodeState { sets: vec![known_set(set)], ..empty() });
+        }
+        bytes
     }
+}
+
+fn held_value(key: ValueKey, place: Place) -> v1::HeldValue {
+    let Place { offset, length } = place;
+    v1::HeldValue { key: Some(records::value_ref(key)), offset, length }
 }
 
 fn registered_task(task: &Task) -> v1::RegisteredTask {
@@ -108,9 +124,7 @@ impl TryFrom<v1::NodeState> for SavedState {
         let tasks = state.tasks.iter().map(records::task).collect::<Result<_, _>>()?;
         let value = |held: v1::HeldValue| {
             let key = records::value_key(held.key.as_ref())?;
-            let sealed = SealedInMemory::from_bytes(&held.sealed)
-                .ok_or_else(|| RecordError::new("value of secret", key.secret))?;
-            Ok((key, Arc::new(sealed)))
+            Ok((key, Place { offset: held.offset, length: held.length }))
         };
         let set = |set: v1::KnownSet| {
             let files = set.files.into_iter().map(Ino).collect();

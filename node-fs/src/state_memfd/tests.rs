@@ -1,19 +1,18 @@
 //! What one worker leaves to the next, whenever it is killed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use keyhole_domain::{
     AssignedGrant, AssignedTask, Assignment, FileMode, GrantId, Revision, TaskId,
 };
 use keyhole_domain::{SecretId, Timestamp, ValueKey, Version};
-use keyhole_secmem::{SecretBytes, SecretFd};
+use keyhole_secmem::SecretFd;
 use keyhole_view::cgroup::CgroupId;
 use keyhole_view::{MountFacts, View};
 
 use super::*;
 use crate::registry::Task;
-use crate::values::Values;
+use crate::value_memory::Place;
 
 fn name(secret: u8, version: u64) -> ValueKey {
     let version = Version::new(version).unwrap();
@@ -33,10 +32,9 @@ fn memory() -> File {
     File::from(rustix::fs::memfd_create("keyhole-state-test", flags).unwrap())
 }
 
-/// A state with `n` tasks, whose values have `n` KiB.
-fn state(n: u8, run: &SecretFd) -> SavedState {
+/// A state with `n` tasks, whose services' names have `n` KiB.
+fn state(n: u8) -> SavedState {
     let key = |n| name(n, 1);
-    let values = Values::new(run).unwrap();
     let grant = |n: u8| AssignedGrant {
         id: GrantId(n.into()),
         value: key(n),
@@ -51,7 +49,7 @@ fn state(n: u8, run: &SecretFd) -> SavedState {
     let assigned = |n: u8| AssignedTask {
         id: task(n),
         service: "web".parse().unwrap(),
-        grants: vec![grant(n)],
+        grants: [grant(n)].into(),
         rejected: (n == 2).then(|| "no".to_owned()),
     };
     let assignment = Assignment {
@@ -62,14 +60,10 @@ fn state(n: u8, run: &SecretFd) -> SavedState {
     let mounted = Timestamp(77);
     let view = View::empty(MountFacts { mounted });
     let (view, _) = view.next(&assignment, &live, Timestamp(78), |_| false);
-    let value = |n: u8| {
-        let mut plain = vec![n; usize::from(n) * 1024];
-        let plain = SecretBytes::copy_from(&mut plain).unwrap();
-        (key(n), Arc::new(values.seal(key(n), plain).unwrap()))
-    };
+    let value = |n: u8| (key(n), Place { offset: u64::from(n) << 40, length: n.into() });
     let registered = |n: u8| Task {
         id: task(n),
-        service: "web".to_owned(),
+        service: "web".repeat(usize::from(n) * 350),
         cgroup: CgroupId(n.into()),
         path: format!("/cg/{n}").into(),
         own: n.is_multiple_of(2),
@@ -96,7 +90,7 @@ fn the_next_worker_finds_an_equal_state() {
     assert_eq!(load(&file, &run), None);
     let (mut memory, _) = open(&file, &run);
     for n in [3, 1, 9, 0, 4] {
-        let state = state(n, &run);
+        let state = state(n);
         memory.save(&state).unwrap();
         assert_eq!(load(&file, &run), Some(state));
     }
@@ -106,7 +100,7 @@ fn the_next_worker_finds_an_equal_state() {
 fn a_worker_killed_at_any_moment_leaves_the_old_state_or_the_new_one() {
     let run = key();
     for (first, second) in [(2, 5), (5, 2), (4, 4)] {
-        let (first, second) = (state(first, &run), state(second, &run));
+        let (first, second) = (state(first), state(second));
         let fresh = || {
             let file = memory();
             let (mut memory, _) = open(&file, &run);
@@ -115,11 +109,11 @@ fn a_worker_killed_at_any_moment_leaves_the_old_state_or_the_new_one() {
             memory.save(&first).unwrap();
             (file, memory)
         };
-        let steps = fresh().1.plan(v1::NodeState::from(&second).encode_to_vec()).unwrap().1;
+        let steps = fresh().1.plan(second.encode(0)).unwrap().1;
         for done in 0..=steps.len() {
             for written in [0, 1, 4095, 4096, 5000] {
                 let (file, memory) = fresh();
-                let record = v1::NodeState::from(&second).encode_to_vec();
+                let record = second.encode(0);
                 let (_, steps) = memory.plan(record).unwrap();
                 let (before, after) = steps.split_at(done);
                 for step in before {
@@ -145,7 +139,7 @@ fn a_worker_killed_at_any_moment_leaves_the_old_state_or_the_new_one() {
 fn a_changed_bit_is_noticed_wherever_it_is() {
     let (file, run) = (memory(), key());
     let (mut memory, _) = open(&file, &run);
-    memory.save(&state(1, &run)).unwrap();
+    memory.save(&state(1)).unwrap();
     let length = file.metadata().unwrap().len();
     for at in (0..HEADER_LEN as u64).chain([START, START + 7, length - 1]) {
         let mut byte = [0];
@@ -164,11 +158,11 @@ fn a_changed_bit_is_noticed_wherever_it_is() {
 fn a_state_of_another_format_is_named_and_replaced() {
     let (file, run) = (memory(), key());
     let (mut memory, _) = open(&file, &run);
-    memory.save(&state(1, &run)).unwrap();
+    memory.save(&state(1)).unwrap();
     file.write_all_at(&9_u64.to_le_bytes(), 8).unwrap();
     let (mut memory, found) = open(&file, &run);
     assert!(found.unwrap_err().to_string().contains("format 9"));
-    let state = state(2, &run);
+    let state = state(2);
     memory.save(&state).unwrap();
     assert_eq!(load(&file, &run), Some(state));
 }
@@ -177,11 +171,11 @@ fn a_state_of_another_format_is_named_and_replaced() {
 fn the_memory_does_not_grow_with_the_number_of_changes() {
     let (file, run) = (memory(), key());
     let (mut memory, _) = open(&file, &run);
-    let (small, large) = (state(3, &run), state(6, &run));
+    let (small, large) = (state(3), state(6));
     for n in 0..200 {
         memory.save(if n % 3 == 0 { &large } else { &small }).unwrap();
     }
-    let record = v1::NodeState::from(&large).encode_to_vec().len() as u64;
+    let record = large.encode(0).len() as u64;
     assert!(file.metadata().unwrap().len() < 4 * record + 5 * 4096);
     let in_memory = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
     assert!(in_memory < record + 3 * 4096, "the old record's memory was given back");

@@ -43,7 +43,7 @@ pub(crate) fn serve(inheritance: Inheritance) -> ExitCode {
     let callers = Callers::new(Arc::new(CgroupRoot::find().unwrap()), show.identity);
     assert_eq!(callers.source(), show.identity);
     let callers = Arc::new(callers);
-    let values = Values::new(&inheritance.key).unwrap();
+    let values = Values::open_in(&inheritance.key, inheritance.values, []).unwrap();
     let view = View::empty(MountFacts { mounted: Timestamp(1) });
     let stage = Stage::new(view, inheritance.handles, values);
     let meter = Arc::new(Meter::default());
@@ -95,7 +95,7 @@ fn publish(stage: &Stage, callers: &Callers, show: &Show) {
     let tasks: Vec<AssignedTask> =
         show.tasks.iter().map(|(cgroup, version)| assigned(*cgroup, *version)).collect();
     for (cgroup, version) in &show.tasks {
-        for grant in assigned(*cgroup, *version).grants {
+        for grant in assigned(*cgroup, *version).grants.iter() {
             let bytes = SecretBytes::copy_from(&mut value(*cgroup, *version)).unwrap();
             stage.values().insert(grant.value, bytes).unwrap();
         }
@@ -128,7 +128,7 @@ fn assigned(cgroup: u64, version: u64) -> AssignedTask {
     AssignedTask {
         id: task(cgroup),
         service: "web".parse().unwrap(),
-        grants: vec![grant(1, "password", 0, "0444"), grant(2, "tls/key", 1000, "0400")],
+        grants: [grant(1, "password", 0, "0444"), grant(2, "tls/key", 1000, "0400")].into(),
         rejected: None,
     }
 }

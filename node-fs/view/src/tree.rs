@@ -125,7 +125,7 @@ impl Tree {
         let task = source.id;
         let mut grants = BTreeSet::new();
         let mut files = BTreeMap::new();
-        for grant in &source.grants {
+        for grant in source.grants.iter() {
             if !grants.insert(grant.id) {
                 return Err(Refusal::GrantTwice { grant: grant.id });
             }

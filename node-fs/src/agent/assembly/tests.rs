@@ -5,6 +5,7 @@ use keyhole_secmem::{SecretBytes, SecretFd};
 use keyhole_wire::seal::{Protocol, StreamSealer};
 
 use super::*;
+use crate::value_memory;
 
 /// A manager's end of a stream and the node's.
 struct Stream {
@@ -64,7 +65,8 @@ impl Stream {
         let keys = EdgeKeyPair::generate().unwrap();
         let (sealer, enc) = StreamSealer::new(&keys.public(), &info("n")).unwrap();
         let assembly = Assembly::new(keys, info("n"), seen);
-        let values = Values::new(&SecretFd::create().unwrap()).unwrap();
+        let values =
+            Values::open_in(&SecretFd::create().unwrap(), value_memory::memfd(), []).unwrap();
         Self { sealer, enc, assembly, values }
     }
 
@@ -141,7 +143,7 @@ fn a_delta_changes_what_it_names_and_nothing_else() {
     assert_eq!(change.values.len(), 1);
     let mut rotated = part(4, 5);
     let three = key(1, 3);
-    let grants = task(1, &[(three, 5)]).grants;
+    let grants = task(1, &[(three, 5)]).grants.to_vec();
     rotated.changed_grants = vec![v1::ChangedGrantsRecord { task: task_id(1).to_string(), grants }];
     let error = stream.take(rotated.clone()).unwrap_err();
     assert!(matches!(error, StreamError::Missing { .. }), "{error}");

@@ -36,7 +36,12 @@ pub(super) fn grant(id: u64, target: &str, v: u64) -> AssignedGrant {
 }
 
 pub(super) fn assigned(n: u8, grants: Vec<AssignedGrant>) -> AssignedTask {
-    AssignedTask { id: task(n), service: "web".parse().unwrap(), grants, rejected: None }
+    AssignedTask {
+        id: task(n),
+        service: "web".parse().unwrap(),
+        grants: grants.into(),
+        rejected: None,
+    }
 }
 
 pub(super) fn assignment(incarnation: u64, tasks: Vec<AssignedTask>) -> Assignment {
