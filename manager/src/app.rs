@@ -42,6 +42,7 @@ const TEND: Duration = Duration::from_secs(1);
 /// An error is one line for standard error; the process then exits with 1.
 pub async fn run(config: ManagerConfig) -> Result<(), StartError> {
     harden_process()?;
+    raise_descriptor_limit();
     let signals = |kind| signal(kind).map_err(|e| StartError::system("wait for signals", e));
     let (mut term, mut int) =
         (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
@@ -64,6 +65,15 @@ pub fn harden_process() -> Result<(), StartError> {
     harden::install_panic_hook();
     harden::forbid_dumps().map_err(|e| StartError::system("harden this process", e))?;
     harden::forbid_cores().map_err(|e| StartError::system("harden this process", e))
+}
+
+/// Each node and each caller is a descriptor, and the usual limit is for small programs.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// A manager.

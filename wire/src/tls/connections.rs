@@ -2,7 +2,7 @@
 //!
 //! Invariant: a connection is listed from before its first byte of HTTP until it is dropped.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,8 @@ pub struct Connections {
 #[derive(Default)]
 struct List {
     next: u64,
-    live: HashMap<u64, (Option<String>, Arc<Switch>)>,
+    /// The oldest first.
+    live: BTreeMap<u64, (Option<String>, Arc<Switch>)>,
 }
 
 impl Connections {
@@ -45,9 +46,20 @@ impl Connections {
         self.list().live.len()
     }
 
-    pub(super) fn register(&self, id: Option<String>) -> Registration {
+    /// Lists a connection; of those without an id only the newest `strangers` stay.
+    pub(super) fn register(&self, id: Option<String>, strangers: usize) -> Registration {
         let switch = Arc::new(Switch::default());
         let mut list = self.list();
+        if id.is_none() {
+            let open = |(id, switch): &&(Option<String>, Arc<Switch>)| {
+                id.is_none() && !switch.off.load(Ordering::Acquire)
+            };
+            if list.live.values().filter(open).count() >= strangers.max(1)
+                && let Some((_, oldest)) = list.live.values().find(open)
+            {
+                oldest.close();
+            }
+        }
         let key = list.next;
         list.next += 1;
         list.live.insert(key, (id, Arc::clone(&switch)));
@@ -63,8 +75,7 @@ impl Connections {
             .map(|(_, switch)| Arc::clone(switch))
             .collect();
         for switch in &switches {
-            switch.off.store(true, Ordering::Release);
-            switch.reader.wake();
+            switch.close();
         }
         switches.len()
     }
@@ -91,6 +102,13 @@ pub(super) struct Registration {
 struct Switch {
     off: AtomicBool,
     reader: AtomicWaker,
+}
+
+impl Switch {
+    fn close(&self) {
+        self.off.store(true, Ordering::Release);
+        self.reader.wake();
+    }
 }
 
 impl Registration {

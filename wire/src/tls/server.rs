@@ -3,18 +3,19 @@
 //! Invariant: nothing that a caller does or leaves undone holds up another caller's handshake or ends
 //! the stream; the stream ends only with its consumer.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -34,13 +35,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// A handshake that takes longer is given up.
     pub handshake_timeout: Duration,
-    /// More handshakes at a time wait in the kernel's queue.
+    /// So many handshakes are under way at a time; one more takes the place of the oldest.
     pub handshakes: usize,
+    /// So many connections without a certificate are open at a time; one more takes the place of the oldest.
+    pub strangers: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(10), handshakes: 256 }
+        Self { handshake_timeout: Duration::from_secs(10), handshakes: 256, strangers: 256 }
     }
 }
 
@@ -69,24 +72,27 @@ struct Acceptor {
 impl Acceptor {
     /// Until nobody takes connections any more.
     async fn run(self, listener: TcpListener) {
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes.max(1)));
         let sender = self.sender.clone();
         tokio::select! {
             () = sender.closed() => {}
-            () = self.accept_all(listener, handshakes) => {}
+            () = self.accept_all(listener) => {}
         }
     }
 
-    async fn accept_all(self, listener: TcpListener, handshakes: Arc<Semaphore>) {
-        // The semaphore is never closed.
-        while let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await {
+    async fn accept_all(self, listener: TcpListener) {
+        let mut handshakes: VecDeque<AbortHandle> = VecDeque::new();
+        loop {
             match listener.accept().await {
                 Ok((stream, addr)) => {
-                    let acceptor = self.clone();
-                    tokio::spawn(async move {
-                        acceptor.finish(stream, addr).await;
-                        drop(permit);
-                    });
+                    handshakes.retain(|handshake| !handshake.is_finished());
+                    // Who connects and says nothing must not keep others out.
+                    if handshakes.len() >= self.limits.handshakes.max(1)
+                        && let Some(oldest) = handshakes.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    let handshake = tokio::spawn(self.clone().finish(stream, addr));
+                    handshakes.push_back(handshake.abort_handle());
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
@@ -108,11 +114,26 @@ impl Acceptor {
     async fn handshake(&self, stream: TcpStream, addr: SocketAddr) -> io::Result<TlsConn> {
         stream.set_nodelay(true)?;
         let config = self.live.server_config().map_err(io::Error::other)?;
-        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                hear_out(stream).await;
+                return Err(error);
+            }
+        };
         let info = PeerInfo::of(stream.get_ref().1, addr)?;
         let id = info.identity.as_ref().map(|identity| identity.id.clone());
-        let registration = self.connections.register(id);
+        let registration = self.connections.register(id, self.limits.strangers);
         Ok(TlsConn { stream: Box::new(stream), info, registration })
+    }
+}
+
+/// The caller is to read why he was refused: what he sent and nobody read would reset the connection before he does.
+async fn hear_out(mut stream: TcpStream) {
+    // An error ends it as well, and the handshake's time is all he has.
+    if stream.shutdown().await.is_ok() {
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     }
 }
 

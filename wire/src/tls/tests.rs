@@ -223,13 +223,39 @@ async fn a_channel_never_reconnects() {
 }
 
 #[tokio::test]
-async fn a_silent_caller_holds_nobody_up_for_long() {
+async fn a_silent_caller_is_let_go() {
     let ca = TestCa::new();
-    let limits = Limits { handshake_timeout: Duration::from_millis(100), handshakes: 1 };
+    let limits = Limits { handshake_timeout: Duration::from_millis(100), ..Limits::default() };
     let server = Server::start_with(live(&ca, Role::Manager, ID), limits).await;
     let mut silent = TcpStream::connect(&server.addr).await.unwrap();
-    connect(&server.addr, &live(&ca, Role::Node, OTHER_ID)).await.unwrap();
-    assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0, "the silent one was let go");
+    assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn silent_callers_keep_nobody_out() {
+    let ca = TestCa::new();
+    let handshake_timeout = Duration::from_secs(3600);
+    let limits = Limits { handshake_timeout, handshakes: 2, strangers: 2 };
+    let server = Server::start_with(live(&ca, Role::Manager, ID), limits).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(&server.addr).await.unwrap());
+    }
+    let (node, _) = connect(&server.addr, &live(&ca, Role::Node, OTHER_ID)).await.unwrap();
+    for gone in &mut silent[..2] {
+        assert_eq!(gone.read(&mut [0; 1]).await.unwrap(), 0, "the oldest made room");
+    }
+    let nobody = LiveTls::new(None, vec![ca.der()]).unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        let (channel, _) = connect(&server.addr, &nobody).await.unwrap();
+        call(&channel, "Who").await.unwrap();
+        strangers.push(channel);
+    }
+    call(&strangers[0], "Who").await.unwrap_err();
+    for stays in [&strangers[1], &strangers[2], &node] {
+        call(stays, "Who").await.unwrap();
+    }
 }
 
 #[tokio::test]
