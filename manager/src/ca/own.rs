@@ -40,13 +40,15 @@ pub(crate) fn renewal_at(issued_millis: u64, end_millis: u64, random: u8) -> u64
 /// Renews this manager's leaf for as long as it runs; live connections keep theirs.
 pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
     loop {
-        let end = shell.tls.identity().map_or(0, |own| own.subject().not_after);
+        let life =
+            shell.tls.identity().map(|own| own.subject().not_before..own.subject().not_after);
+        let life = life.unwrap_or_default();
         let (now, mut random) = (clock::now().0 / 1_000_000, [0]);
         // Without randomness all managers renew at the same moment, which harms nothing.
         let _ = getrandom::fill(&mut random);
         let [random] = random;
-        let at = renewal_at(now, end.saturating_mul(1000), random);
-        sleep_until(at).await;
+        let at = renewal_at(now, life.end.saturating_mul(1000), random);
+        sleep_until(at, life.start.saturating_mul(1000)).await;
         while let Err(error) = renew(&shell, &by) {
             tracing::error!(%error, "cannot renew this manager's certificate; trying again");
             tokio::time::sleep(AGAIN).await;
@@ -55,12 +57,14 @@ pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
     }
 }
 
-/// Sleeps by the wall clock, which may be set, and which goes on while the machine is suspended.
-async fn sleep_until(millis: u64) {
-    const STEP: u64 = 30_000;
+/// Sleeps by the wall clock, which goes on while the machine is suspended, and which may be set: also to before the leaf
+/// holds.
+async fn sleep_until(millis: u64, not_before: u64) {
+    const STEP: u64 = 10_000;
     loop {
-        let left = millis.saturating_sub(clock::now().0 / 1_000_000);
-        if left == 0 {
+        let now = clock::now().0 / 1_000_000;
+        let left = millis.saturating_sub(now);
+        if left == 0 || now < not_before {
             return;
         }
         tokio::time::sleep(Duration::from_millis(left.min(STEP))).await;

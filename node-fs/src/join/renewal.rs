@@ -10,7 +10,7 @@ use keyhole_wire::tls::{PeerIdentity, connect};
 use super::{IdentityStore, Issued, JoinError, Membership, failed, now};
 
 /// The longest sleep: the clock may be set meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_secs(600);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// The pause after a failure, as a part of what is left, within these bounds.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
