@@ -47,7 +47,9 @@ pub enum AgentError {
         message: String,
     },
     /// The node was removed from the cluster.
-    #[error("{addr}: {message}")]
+    #[error(
+        "this node was removed from the cluster and shows nothing ({addr}: {message}): to join it again, remove the file `identity` in its data folder and start it with --join ADDR and --token-file FILE"
+    )]
     Removed {
         /// Which manager.
         addr: String,

@@ -30,6 +30,8 @@ pub struct NodeOptions {
     pub env: Vec<(String, String)>,
     /// How many days after today it lives.
     pub days: i32,
+    /// Its data folder, if not one of its own.
+    pub data: Option<PathBuf>,
 }
 
 /// A node. Dropped: SIGTERM; if it hangs, its connection is aborted and its processes are killed.
@@ -73,7 +75,7 @@ impl Node {
 
     /// Its data folder.
     pub fn data(&self) -> PathBuf {
-        self.folder.join("data")
+        data(&self.folder, &self.options)
     }
 
     /// Its control socket.
@@ -169,10 +171,14 @@ impl Node {
     }
 }
 
+fn data(folder: &Path, options: &NodeOptions) -> PathBuf {
+    options.data.clone().unwrap_or_else(|| folder.join("data"))
+}
+
 /// `keyhole node run`.
 fn command(folder: &Path, manager: &str, cgroups: &Path, options: &NodeOptions) -> Command {
     let mut command = plain_command();
-    command.args(["node", "run", "--data-dir"]).arg(folder.join("data"));
+    command.args(["node", "run", "--data-dir"]).arg(data(folder, options));
     command.arg("--mount").arg(folder.join("secrets"));
     command.arg("--control-socket").arg(folder.join("n.sock"));
     // A whole path; the default is one that is relative to the root of the hierarchy.
