@@ -23,6 +23,7 @@ pub struct Cluster {
     socket: PathBuf,
     data: PathBuf,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     days: i32,
     ground: Arc<Ground>,
 }
@@ -51,14 +52,19 @@ impl Cluster {
 
     /// The same with more arguments of `keyhole manager run`, also at later starts.
     pub fn start_with(ground: Arc<Ground>, args: &[&str]) -> Self {
+        Self::start_in(ground, args, Vec::new())
+    }
+
+    /// The same with more environment, too.
+    pub fn start_in(ground: Arc<Ground>, args: &[&str], env: Vec<(String, String)>) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let address = free_address();
         let (socket, data) = (ground.folder().join("m.sock"), ground.folder().join("m"));
         let mut command = manager_command(&data, address, &socket);
-        command.args(&args);
+        command.args(&args).envs(env.iter().cloned());
         let mut manager = Daemon::start(&ground, "manager", command);
         manager.wait_for_word("ready");
-        Self { manager, address, socket, data, args, days: 0, ground }
+        Self { manager, address, socket, data, args, env, days: 0, ground }
     }
 
     /// What the test stands on.
@@ -106,7 +112,7 @@ impl Cluster {
     /// Starts a manager that was stopped.
     pub fn resume(&mut self) {
         let mut command = manager_command(&self.data, self.address, &self.socket);
-        command.args(&self.args);
+        command.args(&self.args).envs(self.env.iter().cloned());
         move_clock(&mut command, self.days);
         self.manager = Daemon::start(&self.ground, "manager", command);
         self.manager.wait_for_word("ready");

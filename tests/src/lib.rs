@@ -34,7 +34,7 @@ pub mod wait;
 pub use ask::*;
 pub use binary::{keeper_binary, keyhole_binary, probe_binary, reader_binary};
 pub use cgroup::{TestCgroup, cgroup_root};
-pub use clock::move_clock;
+pub use clock::{Clock, move_clock};
 pub use cluster::{Cluster, Ran, free_address, plain_command, run};
 pub use daemon::Daemon;
 pub use ground::{Ground, SmallDisk};

@@ -11,6 +11,7 @@ use keyhole_domain::{ClusterId, TaskId};
 use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
 use keyhole_proto::v1::dispatch_client::DispatchClient;
+use keyhole_secmem::SecretBytes;
 use keyhole_wire::seal::{Aad, EdgeKeyPair, Info, Protocol, StreamOpener};
 use keyhole_wire::tls::{Identity, LiveTls, certificate, connect, fetch_unpinned};
 use keyhole_wire::token::JoinToken;
@@ -61,6 +62,24 @@ impl Member {
         let identity = Identity::new(owned(issued.chain), key)?;
         let live = LiveTls::new(Some(identity), owned(issued.roots))?;
         Ok(Self { live, cluster: issued.cluster.parse()?, id: issued.id, address })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its certificate.
+    pub fn identity(&self) -> Identity {
+        let identity = self.live.identity().expect("it joined");
+        let chain = identity.chain().map(<[u8]>::to_vec).collect();
+        let key = SecretBytes::copy_from(&mut identity.key().as_slice().to_vec());
+        Identity::new(chain, key.expect("locked memory")).expect("it is one")
+    }
+
+    /// The certificates that it trusts.
+    pub fn roots(&self) -> Vec<Vec<u8>> {
+        self.live.roots()
     }
 
     /// Claims one new task of each service and gives all their files, opened. Earlier tasks of this node end by it.
