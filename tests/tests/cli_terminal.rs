@@ -17,7 +17,11 @@ fn at_terminal(shell: &str, environment: &[(&str, &str)], keys: &str) -> Ran {
             command.env_remove(name);
         }
     }
-    command.env("TERM", "xterm").env("SHELL", "/bin/sh").env_remove("NO_COLOR");
+    // A CI machine's environment asks for colours whatever the terminal is.
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+        command.env_remove(name);
+    }
+    command.env("TERM", "xterm").env("SHELL", "/bin/sh");
     command.envs(environment.iter().copied());
     run(command, keys.as_bytes())
 }
