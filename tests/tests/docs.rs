@@ -68,7 +68,7 @@ fn script(steps: &[Step], prelude: &str) -> String {
 }
 
 fn until(ready: &str) -> String {
-    format!("for try in $(seq 400); do {ready} >/dev/null 2>&1 && break; sleep 0.05; done\n")
+    format!("for try in $(seq 400); do {{ {ready}; }} >/dev/null 2>&1 && break; sleep 0.05; done\n")
 }
 
 /// What each command said.
