@@ -9,7 +9,7 @@ use keyhole_domain::Assignment;
 use keyhole_proto::v1;
 use keyhole_wire::seal::StreamSealer;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 
 use super::part::{Parts, Sources};
@@ -18,7 +18,7 @@ use crate::clock;
 use crate::sessions::Ticket;
 use crate::shell::Shell;
 
-/// Changes that follow each other this quickly travel together.
+/// A change travels at once, and what follows it within this time travels together.
 const COALESCE: Duration = Duration::from_millis(5);
 
 type Sender = mpsc::Sender<Result<v1::AssignmentPart, Status>>;
@@ -84,8 +84,9 @@ impl NodeStream {
             if let Err(end) = self.look(sender).await {
                 return end;
             }
+            let next = Instant::now() + COALESCE;
             tokio::select! {
-                () = self.ticket.woken() => sleep(COALESCE).await,
+                () = self.ticket.woken() => sleep_until(next).await,
                 () = &mut expiry => return End::Told(Status::unauthenticated(
                     "the certificate of this connection has expired; connect again with the renewed one",
                 )),
