@@ -28,6 +28,7 @@ mod probe;
 mod probe_calls;
 pub mod reader;
 pub mod scan;
+mod tap;
 pub mod transcript;
 pub mod wait;
 
@@ -42,3 +43,4 @@ pub use machine::Machine;
 pub use mounts::{MountFact, mounts};
 pub use node::{Node, NodeOptions};
 pub use probe::{Fd, Probe, RunFailed};
+pub use tap::Tap;
