@@ -1,13 +1,15 @@
 //! The one way this crate gets memory: an anonymous private mapping that is locked, left out of core
-//! dumps, empty in forked children, and wiped before it is unmapped.
+//! dumps, empty in forked children, and wiped before it is let go.
 //!
-//! Its invariant: a `LockedMapping` exists only if every one of these was granted by the kernel.
+//! Its invariant: a `LockedMapping` exists only if every one of these was granted by the kernel. Making and unmapping
+//! one is ten system calls and an interrupt on every core, for each value and derived key; so a few mappings of one page
+//! are kept, wiped and still locked, for the next who asks.
 #![expect(unsafe_code, reason = "mmap and its relatives deal in raw addresses")]
 
 use std::io;
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::wipe::memzero;
 
@@ -53,8 +55,24 @@ pub(crate) enum Guards {
     Both,
 }
 
+/// How many mappings of one page are kept, of each kind. A burst of requests needs about as many as there are cores.
+const SPARES: usize = 32;
+
+/// Mappings that are nobody's: with guards, and without.
+static SPARE: [Mutex<Vec<Pages>>; 2] = [Mutex::new(Vec::new()), Mutex::new(Vec::new())];
+
+fn spare(guards: Guards) -> MutexGuard<'static, Vec<Pages>> {
+    SPARE[usize::from(guards == Guards::Both)].lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Locked pages; see the module's description. Not `Clone`, and without `Debug` of its contents.
 pub(crate) struct LockedMapping {
+    pages: Pages,
+    guards: Guards,
+}
+
+/// Where a mapping is; nothing happens when it is dropped.
+struct Pages {
     base: NonNull<u8>,
     total: usize,
     data: NonNull<u8>,
@@ -62,13 +80,62 @@ pub(crate) struct LockedMapping {
 }
 
 // SAFETY: the mapping is owned memory like a `Box<[u8]>`: `&self` only reads, `&mut self` writes.
-unsafe impl Send for LockedMapping {}
+unsafe impl Send for Pages {}
 // SAFETY: as above.
-unsafe impl Sync for LockedMapping {}
+unsafe impl Sync for Pages {}
 
 impl LockedMapping {
     /// Maps at least `len` bytes (rounded up to pages, one page at least), all zero.
     pub(crate) fn new(len: usize, guards: Guards) -> Result<Self, LockError> {
+        let kept = if len <= page_size() { spare(guards).pop() } else { None };
+        let pages = match kept {
+            Some(pages) => pages,
+            None => Pages::map(len, guards)?,
+        };
+        Ok(Self { pages, guards })
+    }
+
+    /// The usable bytes.
+    pub(crate) fn capacity(&self) -> usize {
+        self.pages.capacity
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        let Pages { data, capacity, .. } = self.pages;
+        // SAFETY: `data` is valid for `capacity` bytes while `self` lives, and always initialised.
+        unsafe { slice::from_raw_parts(data.as_ptr(), capacity) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        let Pages { data, capacity, .. } = self.pages;
+        // SAFETY: as for `as_slice`, and `&mut self` is the only way to it.
+        unsafe { slice::from_raw_parts_mut(data.as_ptr(), capacity) }
+    }
+
+    /// The address of the first usable byte, for a caller that hands out disjoint parts itself.
+    pub(crate) fn data(&self) -> NonNull<u8> {
+        self.pages.data
+    }
+}
+
+impl Drop for LockedMapping {
+    fn drop(&mut self) {
+        memzero(self.as_mut_slice());
+        let Pages { base, total, data, capacity } = self.pages;
+        let mut spares = spare(self.guards);
+        if capacity == page_size() && spares.len() < SPARES {
+            return spares.push(Pages { base, total, data, capacity });
+        }
+        drop(spares);
+        // SAFETY: the range is exactly the mapping made in `map`, and no reference outlives `self`.
+        // munmap also unlocks. It can fail only by splitting a mapping at vm.max_map_count; then the
+        // wiped pages stay.
+        unsafe { libc::munmap(base.as_ptr().cast(), total) };
+    }
+}
+
+impl Pages {
+    fn map(len: usize, guards: Guards) -> Result<Self, LockError> {
         let page = page_size();
         let guard = if guards == Guards::Both { page } else { 0 };
         let capacity =
@@ -77,36 +144,23 @@ impl LockedMapping {
         let base = map_anonymous(total)?;
         // SAFETY: `guard` is at most a page, and the mapping is at least a page longer than that.
         let data = unsafe { base.add(guard) };
-        let mapping = Self { base, total, data, capacity };
+        let pages = Self { base, total, data, capacity };
+        pages.set_up(guard).inspect_err(|_| {
+            // SAFETY: the range is exactly the mapping just made, and nothing refers to it.
+            unsafe { libc::munmap(base.as_ptr().cast(), total) };
+        })?;
+        Ok(pages)
+    }
+
+    fn set_up(&self, guard: usize) -> Result<(), LockError> {
         if guard > 0 {
-            mapping.protect(base, guard)?;
+            self.protect(self.base, guard)?;
             // SAFETY: `total` = guard + capacity + guard.
-            mapping.protect(unsafe { data.add(capacity) }, guard)?;
+            self.protect(unsafe { self.data.add(self.capacity) }, guard)?;
         }
-        mapping.advise(libc::MADV_DONTDUMP, "madvise(MADV_DONTDUMP)")?;
-        mapping.advise(libc::MADV_WIPEONFORK, "madvise(MADV_WIPEONFORK)")?;
-        mapping.lock()?;
-        Ok(mapping)
-    }
-
-    /// The usable bytes.
-    pub(crate) fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: `data` is valid for `capacity` bytes while `self` lives, and always initialised.
-        unsafe { slice::from_raw_parts(self.data.as_ptr(), self.capacity) }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: as for `as_slice`, and `&mut self` is the only way to it.
-        unsafe { slice::from_raw_parts_mut(self.data.as_ptr(), self.capacity) }
-    }
-
-    /// The address of the first usable byte, for a caller that hands out disjoint parts itself.
-    pub(crate) fn data(&self) -> NonNull<u8> {
-        self.data
+        self.advise(libc::MADV_DONTDUMP, "madvise(MADV_DONTDUMP)")?;
+        self.advise(libc::MADV_WIPEONFORK, "madvise(MADV_WIPEONFORK)")?;
+        self.lock()
     }
 
     fn protect(&self, at: NonNull<u8>, len: usize) -> Result<(), LockError> {
@@ -135,16 +189,6 @@ impl LockedMapping {
 
     fn map_error(&self, call: &'static str) -> LockError {
         LockError::Map { len: self.total, call, source: io::Error::last_os_error() }
-    }
-}
-
-impl Drop for LockedMapping {
-    fn drop(&mut self) {
-        memzero(self.as_mut_slice());
-        // SAFETY: the range is exactly the mapping made in `new`, and no reference outlives `self`.
-        // munmap also unlocks. It can fail only by splitting a mapping at vm.max_map_count; then the
-        // wiped pages stay.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.total) };
     }
 }
 
@@ -226,11 +270,43 @@ mod tests {
 
     #[test]
     fn dropping_unmaps() {
-        let mapping = LockedMapping::new(100, Guards::Both).unwrap();
+        let mapping = LockedMapping::new(page_size() + 1, Guards::Both).unwrap();
         let address = mapping.data().as_ptr() as usize;
         assert!(!memory_at(address, 1).is_empty());
         drop(mapping);
         assert!(memory_at(address, 1).is_empty());
+    }
+
+    #[test]
+    fn one_page_is_kept_wiped_and_locked_for_the_next() {
+        alone("mapping::tests::one_page_is_kept_wiped_and_locked_for_the_next", || {
+            for guards in [Guards::None, Guards::Both] {
+                let mut mapping = LockedMapping::new(100, guards).unwrap();
+                let address = mapping.data().as_ptr() as usize;
+                mapping.as_mut_slice().fill(0x5a);
+                drop(mapping);
+                let kept = memory_at(address, page_size());
+                assert!(kept.len() == page_size() && kept.iter().all(|b| *b == 0));
+                let flags = smaps_flags(address);
+                assert!(["lo", "dd", "wf"].iter().all(|flag| flags.iter().any(|f| f == flag)));
+                let next = LockedMapping::new(page_size(), guards).unwrap();
+                assert_eq!(next.data().as_ptr() as usize, address);
+                let other = LockedMapping::new(1, guards).unwrap();
+                assert_ne!(other.data(), next.data(), "it is one holder's");
+            }
+        });
+    }
+
+    #[test]
+    fn no_more_are_kept_than_a_burst_needs() {
+        alone("mapping::tests::no_more_are_kept_than_a_burst_needs", || {
+            let before = vm_locked_kib();
+            let kib = |pages: usize| (pages * page_size() / 1024) as u64;
+            let many: Vec<_> = (0..1000).map(|_| LockedMapping::new(1, Guards::None)).collect();
+            assert!(vm_locked_kib() >= before + kib(1000));
+            drop(many);
+            assert!(vm_locked_kib() <= before + kib(SPARES));
+        });
     }
 
     #[test]
