@@ -27,6 +27,10 @@ fn encode(entropy: [u8; 16]) -> [u8; ID_LEN] {
     text
 }
 
+fn is_digit(byte: &u8) -> bool {
+    byte.is_ascii_digit() || byte.is_ascii_lowercase()
+}
+
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident, $kind:literal;)*) => {$(
         $(#[$doc])*
@@ -51,7 +55,7 @@ macro_rules! ids {
 
             fn from_str(text: &str) -> Result<Self, IdError> {
                 match <[u8; ID_LEN]>::try_from(text.as_bytes()) {
-                    Ok(bytes) if bytes.iter().all(|b| DIGITS.contains(b)) => Ok(Self(bytes)),
+                    Ok(bytes) if bytes.iter().all(is_digit) => Ok(Self(bytes)),
                     _ => Err(IdError { kind: $kind, text: text.chars().take(64).collect() }),
                 }
             }
@@ -104,6 +108,10 @@ mod tests {
             ["", "abc", "ABCDEFGHIJKLMNOPQRSTUVWXY", &"a".repeat(26), "é23456789012345678901234"]
         {
             assert!(text.parse::<NodeId>().is_err(), "{text:?}");
+        }
+        for byte in 0..128_u8 {
+            let text = char::from(byte).to_string().repeat(ID_LEN);
+            assert_eq!(text.parse::<NodeId>().is_ok(), DIGITS.contains(&byte), "{text:?}");
         }
     }
 }
