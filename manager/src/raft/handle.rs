@@ -138,13 +138,13 @@ impl RaftHandle {
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
     {
-        let mut loader = Loader::default();
+        let loader = Loader::default();
         let failed = on_stop.clone();
         let store = Store::open(
             folder,
             kek,
             Box::new(move |error| failed(error.to_string())),
-            &mut |key, value| loader.take(key, value),
+            &|key, value| loader.take(key, value),
         )?;
         let store = Arc::new(store);
         let (state, meta) = loader.finish(&store)?;

@@ -19,7 +19,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::{broadcast, watch};
 
 /// How many changes a slow subscriber may be behind before it has to look at everything.
@@ -91,23 +91,26 @@ pub struct StateMachine {
 /// Collects a store's rows while it opens, and makes the state of them.
 #[derive(Default)]
 pub(crate) struct Loader {
-    rows: Vec<Row>,
+    rows: Mutex<Vec<Row>>,
 }
 
 impl Loader {
-    pub(crate) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+    pub(crate) fn take(&self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let row = row_from_bytes(value).map_err(|e| format!("state row: {e}"))?;
         if row_key_bytes(&row.key()) != key {
             return Err("a state row lies under another's key".to_owned());
         }
-        self.rows.push(row);
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
         Ok(())
     }
 
     pub(crate) fn finish(self, store: &Store) -> io::Result<(State, SnapshotMeta)> {
         let meta = store.applied().as_deref().map(meta_from).transpose()?.unwrap_or_default();
         let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
-        Ok((State::from_rows(index, self.rows), meta))
+        let mut rows = self.rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // In their order each map is filled from its end.
+        rows.sort_unstable_by_key(Row::key);
+        Ok((State::from_rows(index, rows), meta))
     }
 }
 
@@ -122,9 +125,9 @@ impl StateMachine {
         folder: &std::path::Path,
         kek: &crate::keys::Kek,
     ) -> Result<(Arc<Store>, Self), super::StartError> {
-        let mut loader = Loader::default();
+        let loader = Loader::default();
         let store =
-            Store::open(folder, kek, Box::new(|_| ()), &mut |key, value| loader.take(key, value))?;
+            Store::open(folder, kek, Box::new(|_| ()), &|key, value| loader.take(key, value))?;
         let store = Arc::new(store);
         let (state, meta) = loader.finish(&store)?;
         let live = Live::new(state, Arc::new(|_| ()));

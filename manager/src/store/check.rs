@@ -2,25 +2,30 @@
 //!
 //! Depends on redb, the cipher and the mark. Invariant: what passes is, row for row, what was last committed, and not
 //! older than what was acknowledged; anything else is an error that names the file.
-use super::StoreError;
 use super::cipher::{Opener, StoreCipher};
 use super::folder::Mark;
 use super::layout::{FORMAT, HEADER, Header, LOCALS, LOG, META, ROWS, TIP, Tip};
 use super::log_index::LogIndex;
 use super::view::{open_local, open_row};
 use super::writer::TIP_PLACE;
+use super::{StoreError, guard};
 use prost::Message;
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend,
 };
+use std::ops::Bound;
+use std::thread;
 
 /// Bytes that every redb file starts with. An empty or blanked file would otherwise pass for a new one.
 const REDB_MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// Pages of the file kept in memory.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// Called with each state row; its error refuses the store.
-pub type Load<'l> = &'l mut dyn FnMut(&[u8], &[u8]) -> Result<(), String>;
+/// Called with each state row, from several threads; its error refuses the store.
+pub type Load<'l> = &'l (dyn Fn(&[u8], &[u8]) -> Result<(), String> + Sync);
+
+/// How many threads read the state rows, each a part of their names, which are spread evenly.
+const READERS: usize = 2;
 
 /// Opens an existing file, with all of redb's checks.
 pub(crate) fn open_database(
@@ -111,7 +116,7 @@ impl<'a> Checker<'a> {
         }
         let mut opener = cipher.opener();
         let log = self.log(&tip, &mut opener)?;
-        self.rows(&tip, cipher, &mut opener, load)?;
+        self.rows(&tip, cipher, load)?;
         self.locals(&tip, cipher, &mut opener)?;
         Ok(Checked { tip, log })
     }
@@ -141,21 +146,48 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn rows(
-        &self,
-        tip: &Tip,
-        cipher: &StoreCipher,
-        opener: &mut Opener<'_>,
-        load: Load<'_>,
-    ) -> Result<(), StoreError> {
-        let mut count = 0;
-        for entry in self.table(ROWS)?.iter().map_err(|e| self.fail(e))? {
-            let (name, frame) = entry.map_err(|e| self.fail(e))?;
-            let (key, value) = open_row(cipher, opener, self.file, &name.value(), frame.value())?;
-            load(&key, &value).map_err(|reason| StoreError::damaged(self.file, reason))?;
-            count += 1;
-        }
+    fn rows(&self, tip: &Tip, cipher: &StoreCipher, load: Load<'_>) -> Result<(), StoreError> {
+        let count = thread::scope(|scope| {
+            let parts: Vec<_> = (0..READERS)
+                .map(|part| scope.spawn(move || self.rows_of(part, cipher, load)))
+                .collect();
+            parts.into_iter().try_fold(0, |count, part| {
+                let read = part.join().unwrap_or_else(|_| {
+                    Err(StoreError::damaged(self.file, "its state rows cannot be read".to_owned()))
+                });
+                Ok(count + read?)
+            })
+        })?;
         self.same_count("state rows", count, tip.rows)
+    }
+
+    /// Reads the rows of one part and says how many they are.
+    fn rows_of(
+        &self,
+        part: usize,
+        cipher: &StoreCipher,
+        load: Load<'_>,
+    ) -> Result<u64, StoreError> {
+        let first = |part: usize| {
+            let mut name = [0; 16];
+            name[0] = u8::try_from(part * 256 / READERS).unwrap_or(u8::MAX);
+            name
+        };
+        let end =
+            if part + 1 == READERS { Bound::Unbounded } else { Bound::Excluded(first(part + 1)) };
+        guard("read", self.file, || {
+            let mut opener = cipher.opener();
+            let mut count = 0;
+            let rows = self.table(ROWS)?.range((Bound::Included(first(part)), end));
+            for entry in rows.map_err(|e| self.fail(e))? {
+                let (name, frame) = entry.map_err(|e| self.fail(e))?;
+                let name = name.value();
+                let (key, value) = open_row(cipher, &mut opener, self.file, &name, frame.value())?;
+                load(&key, &value).map_err(|reason| StoreError::damaged(self.file, reason))?;
+                count += 1;
+            }
+            Ok(count)
+        })
     }
 
     fn locals(

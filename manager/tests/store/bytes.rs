@@ -33,7 +33,7 @@ fn filled(disk: &MemDisk) -> Store {
 }
 
 fn open_folder(folder: &Path, kek: &Kek) -> Result<Store, StoreError> {
-    Store::open(folder, kek, Box::new(|_| ()), &mut |_, _| Ok(()))
+    Store::open(folder, kek, Box::new(|_| ()), &|_, _| Ok(()))
 }
 
 #[test]
@@ -197,10 +197,8 @@ fn a_failed_write_ends_the_store_for_good() {
             counted.fetch_add(1, Ordering::SeqCst);
         });
         let store =
-            Store::open_on(disk.clone(), disk.mark_file(), FILE, &kek(), on_fatal, &mut |_, _| {
-                Ok(())
-            })
-            .unwrap();
+            Store::open_on(disk.clone(), disk.mark_file(), FILE, &kek(), on_fatal, &|_, _| Ok(()))
+                .unwrap();
         append(&store, vec![row(1, 1, b"kept")]).unwrap();
         {
             let mut state = disk.state();

@@ -143,7 +143,7 @@ fn folder_with_store() -> tempfile::TempDir {
 }
 
 fn open_folder(folder: &Path) -> Result<Store, StoreError> {
-    Store::open(folder, &kek(), Box::new(|_| ()), &mut |_, _| Ok(()))
+    Store::open(folder, &kek(), Box::new(|_| ()), &|_, _| Ok(()))
 }
 
 fn tamper(folder: &Path, change: impl FnOnce(&redb::WriteTransaction)) -> StoreError {

@@ -223,14 +223,15 @@ pub(crate) fn new_disk() -> MemDisk {
 pub(crate) type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 pub(crate) fn open(disk: &MemDisk) -> Result<(Store, Rows), StoreError> {
-    let mut rows = Rows::new();
-    let mut load = |key: &[u8], value: &[u8]| {
-        rows.insert(key.to_vec(), value.to_vec());
+    let rows = Mutex::new(Rows::new());
+    let load = |key: &[u8], value: &[u8]| {
+        let twice = rows.lock().unwrap().insert(key.to_vec(), value.to_vec());
+        assert_eq!(twice, None, "each row is loaded once");
         Ok(())
     };
     let store =
-        Store::open_on(disk.clone(), disk.mark_file(), FILE, &kek(), Box::new(|_| ()), &mut load)?;
-    Ok((store, rows))
+        Store::open_on(disk.clone(), disk.mark_file(), FILE, &kek(), Box::new(|_| ()), &load)?;
+    Ok((store, rows.into_inner().unwrap()))
 }
 
 pub(crate) fn done() -> (Done, Receiver<Result<(), StoreError>>) {
