@@ -3,10 +3,13 @@
 //! `golden/manager.tar.gz` is the data folder of a manager that had one secret with two versions, rolled back to the
 //! first, and a service. `KEYHOLE_GOLDEN=write` makes it and the messages anew; that is for a new format, beside the old.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
+use keyhole_node_fs::join::IdentityStore;
 use keyhole_proto::v1;
 use keyhole_tests::{Cluster, Ground, NodeOptions};
 use prost::Message;
@@ -60,6 +63,43 @@ fn a_data_folder_of_format_1_is_opened_with_all_that_is_in_it() {
     assert_eq!(task.text(node.path("db/pw")), Ok("first".to_owned()));
     cluster.ok(["secret", "rollback", "--wait", "--to", "2", "pw"]);
     assert_eq!(task.text(node.path("db/pw")), Ok("second".to_owned()));
+}
+
+#[test]
+fn a_nodes_identity_of_format_1_is_read_and_a_newer_one_is_refused() {
+    let (file, facts) = (golden("node.identity"), golden("node.txt"));
+    if is_writing() {
+        std::fs::copy(Cluster::start().node().data().join("identity"), &file).unwrap();
+    }
+    let ground = Ground::new();
+    let store = IdentityStore::open(&ground.folder().join("n")).unwrap();
+    let put = |bytes: &[u8]| {
+        std::fs::write(store.path(), bytes).unwrap();
+        std::fs::set_permissions(store.path(), Permissions::from_mode(0o600)).unwrap();
+    };
+    let bytes = std::fs::read(&file).unwrap();
+    put(&bytes);
+    let stored = store.load().unwrap().unwrap();
+    let subject = stored.identity.subject();
+    let now = format!(
+        "{} {} of cluster {} until {}, {} key bytes, {} roots, managers {:?}\n",
+        subject.role.word(),
+        subject.id,
+        subject.cluster,
+        subject.not_after,
+        stored.identity.key().len(),
+        stored.roots.len(),
+        stored.managers,
+    );
+    if is_writing() {
+        std::fs::write(&facts, &now).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&facts).unwrap(), now);
+    let mut newer = v1::NodeIdentity::decode(&*bytes).unwrap();
+    newer.format = 2;
+    put(&newer.encode_to_vec());
+    let refused = store.load().unwrap_err().to_string();
+    assert!(refused.contains("format 2") && refused.contains("format 1 only"), "{refused}");
 }
 
 fn part() -> v1::AssignmentPart {

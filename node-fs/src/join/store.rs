@@ -40,6 +40,16 @@ pub enum StoreError {
         /// Its owner.
         uid: u32,
     },
+    /// A newer version wrote it.
+    #[error(
+        "{} is of format {found}, and this keyhole knows format {FORMAT} only: start the version that wrote it, or remove the file and join again with a token", .path.display()
+    )]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
     /// It is no identity.
     #[error("{} is damaged ({reason}): restore it, or remove it and join again with a token", .path.display())]
     Damaged {
@@ -109,9 +119,10 @@ impl IdentityStore {
     fn decode(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
         let stored =
             v1::NodeIdentity::decode(bytes).map_err(|error| self.damaged(error.to_string()))?;
-        if stored.format != FORMAT {
-            let reason = format!("format {}, this keyhole knows {FORMAT}", stored.format);
-            return Err(self.damaged(reason));
+        match stored.format {
+            FORMAT => {}
+            0 => return Err(self.damaged("it has no format".to_owned())),
+            found => return Err(StoreError::NewerFormat { path: self.path.clone(), found }),
         }
         let mut key = Zeroizing::new(stored.key.to_vec());
         let key = SecretBytes::copy_from(&mut key)?;

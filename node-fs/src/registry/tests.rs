@@ -39,6 +39,37 @@ fn a_restart_in_the_same_boot_restores_what_lives() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+/// The file as the first version wrote it: it is for the next versions to read.
+#[test]
+fn a_list_of_format_1_is_restored() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    let one = task(1, &scratch);
+    let (boot, path) = (boot_id().unwrap(), one.path.display());
+    let text = format!(
+        r#"{{
+  "format": 1,
+  "boot": "{boot}",
+  "tasks": [
+    {{
+      "id": "{}",
+      "service": "web",
+      "cgroup": {},
+      "path": "{path}",
+      "own": true,
+      "since": 5
+    }}
+  ]
+}}"#,
+        one.id, one.cgroup.0,
+    );
+    let file = folder.path().join(FILE);
+    std::fs::write(&file, &text).unwrap();
+    let mut restored = Registry::restore(folder.path(), boot, &scratch.root).unwrap();
+    assert_eq!(restored.iter().collect::<Vec<_>>(), [&one]);
+    restored.add(one).unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "and it is written so");
+}
+
 #[test]
 fn a_new_cgroup_under_the_old_name_is_not_the_task() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
