@@ -53,10 +53,39 @@ unsafe impl GlobalAlloc for ZeroingAllocator {
     }
 }
 
+/// Gives pages of the heap that hold nothing back to the system. For after a piece of work that took much memory for a
+/// moment: the system's allocator keeps what was freed below something that stays.
+pub fn give_back_free_memory() {
+    // Others than glibc's do it by themselves, or cannot.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions, and may run beside other threads' calls.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{contains, memory_at};
+
+    #[test]
+    fn free_memory_goes_back_although_something_above_it_stays() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        alone("alloc::tests::free_memory_goes_back_although_something_above_it_stays", || {
+            let mut blocks: Vec<Vec<u8>> = (0..20_000).map(|_| vec![7; 4000]).collect();
+            let last = blocks.pop();
+            drop(blocks);
+            let before = resident();
+            give_back_free_memory();
+            assert!(resident() + 50_000 < before, "{before} {}", resident());
+            drop(last);
+        });
+    }
+    use crate::testing::{alone, contains, memory_at};
 
     const PATTERN: &[u8] = b"zeroing-allocator-canary-7f1c";
 

@@ -21,7 +21,7 @@ mod mapping;
 mod pool;
 mod wipe;
 
-pub use alloc::ZeroingAllocator;
+pub use alloc::{ZeroingAllocator, give_back_free_memory};
 pub use bytes::{ReadError, SecretBytes};
 pub use fd::{MappedKey, SecretFd, SecretFdError};
 pub use key::Key32;

@@ -9,7 +9,7 @@ use super::snapshot::SnapshotData;
 use super::types::{Command, Peer, TypeConfig};
 use crate::keys::Kek;
 use crate::store::{Store, StoreError, StoreIdentity};
-use keyhole_secmem::SecretBytes;
+use keyhole_secmem::{SecretBytes, give_back_free_memory};
 use keyhole_state::{Applied, AuditRecord, Envelope, Rejected, State};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
@@ -148,6 +148,7 @@ impl RaftHandle {
         )?;
         let store = Arc::new(store);
         let (state, meta) = loader.finish(&store)?;
+        give_back_free_memory();
         let live = Live::new(state, observer);
         let machine = StateMachine::new(store.clone(), live.clone(), meta);
         let identity = store.identity().clone();

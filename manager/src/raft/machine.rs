@@ -107,9 +107,7 @@ impl Loader {
     pub(crate) fn finish(self, store: &Store) -> io::Result<(State, SnapshotMeta)> {
         let meta = store.applied().as_deref().map(meta_from).transpose()?.unwrap_or_default();
         let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
-        let mut rows = self.rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-        // In their order each map is filled from its end.
-        rows.sort_unstable_by_key(Row::key);
+        let rows = self.rows.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((State::from_rows(index, rows), meta))
     }
 }

@@ -79,38 +79,44 @@ impl State {
     /// A version whose secret has no row is left out; the invariants of the store make that impossible.
     pub fn from_rows(index: u64, rows: impl IntoIterator<Item = Row>) -> Self {
         let mut state = Self { index, ..Self::default() };
-        let mut versions: BTreeMap<SecretId, Versions> = BTreeMap::new();
+        // A map that is made of a list is full; one that grows row by row leaves a third of its memory empty, or half of
+        // it where they come in order.
+        let (mut secrets, mut versions) = (Vec::new(), Vec::new());
+        let (mut services, mut tasks) = (Vec::new(), Vec::new());
         for row in rows {
             match row {
                 Row::Cluster(cluster) => state.cluster = Some(*cluster),
                 Row::Member(member) => {
                     state.members.insert(member.id, member);
                 }
-                Row::Secret(secret) => {
-                    state.secret_names.insert(secret.name.clone(), secret.id);
-                    state.secrets.insert(secret.id, secret);
-                }
+                Row::Secret(secret) => secrets.push((secret.id, secret)),
                 Row::Version(id, number, version) => {
                     state.value_bytes += version.value.size();
-                    versions.entry(id).or_default().insert(number, version);
+                    versions.push((id, number, version));
                 }
-                Row::Service(service) => {
-                    state.service_names.insert(service.name.clone(), service.id);
-                    state.services.insert(service.id, service);
-                }
-                Row::Task(task) => {
-                    state.tasks.insert(task.id, task);
-                }
+                Row::Service(service) => services.push((service.id, service)),
+                Row::Task(task) => tasks.push((task.id, task)),
                 Row::Node(node) => {
                     state.nodes.insert(node.id, node);
                 }
             }
         }
-        for (id, kept) in versions {
-            if let Some(secret) = state.secrets.get_mut(&id) {
-                secret.versions = kept;
+        versions.sort_unstable_by_key(|(id, number, _)| (*id, *number));
+        let mut versions = versions.into_iter().peekable();
+        secrets.sort_unstable_by_key(|(id, _)| *id);
+        for (id, secret) in &mut secrets {
+            while versions.next_if(|(of, ..)| of < id).is_some() {}
+            while let Some((_, number, version)) = versions.next_if(|(of, ..)| of == id) {
+                secret.versions.insert(number, version);
             }
         }
+        state.secret_names =
+            secrets.iter().map(|(id, secret)| (secret.name.clone(), *id)).collect();
+        state.secrets = secrets.into_iter().collect();
+        state.service_names =
+            services.iter().map(|(id, service)| (service.name.clone(), *id)).collect();
+        state.services = services.into_iter().collect();
+        state.tasks = tasks.into_iter().collect();
         state
     }
 
