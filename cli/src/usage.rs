@@ -42,18 +42,29 @@ fn line(text: &str) -> String {
     let mut said = String::new();
     for part in text[..end].lines().map(str::trim).filter(|part| !part.is_empty()) {
         let (joint, part) = match part.strip_prefix("tip: ") {
-            Some(tip) => ("; ", tip),
+            Some(tip) => ("; ", best_first(tip)),
             None if part.starts_with("For more information") => continue,
-            None => (" ", part.strip_prefix("error: ").unwrap_or(part)),
+            None => (" ", part.strip_prefix("error: ").unwrap_or(part).to_owned()),
         };
         if !said.is_empty() {
             said.push_str(joint);
         }
-        said.push_str(&cut(part));
+        said.push_str(&cut(&part));
     }
     match page(text) {
         Some(page) => format!("{said}; see '{page} --help'"),
         None => format!("{said}; see --help"),
+    }
+}
+
+/// Clap's list of similar words begins with the least similar one.
+fn best_first(tip: &str) -> String {
+    match tip.split_once(" exist: ") {
+        Some((what, words)) => {
+            let words: Vec<&str> = words.rsplit(", ").collect();
+            format!("{what} exist: {}", words.join(", "))
+        }
+        None => tip.to_owned(),
     }
 }
 
@@ -98,7 +109,7 @@ mod tests {
             ),
             (
                 &["secret", "rotat", "db"],
-                "unrecognized subcommand 'rotat'; some similar subcommands exist: 'status', 'rotate'; see 'keyhole secret --help'",
+                "unrecognized subcommand 'rotat'; some similar subcommands exist: 'rotate', 'status'; see 'keyhole secret --help'",
             ),
             (
                 &["service", "creat"],
