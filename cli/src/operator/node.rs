@@ -21,6 +21,7 @@ static COLUMNS: Columns = Columns {
         ("Hostname", "HOSTNAME"),
         ("Status", "STATUS"),
         ("Availability", "AVAILABILITY"),
+        ("ManagerStatus", "MANAGER STATUS"),
         ("Revision", "REVISION"),
         ("Tasks", "TASKS"),
         ("Address", "ADDRESS"),
@@ -84,6 +85,8 @@ fn row(node: &v1::NodeInfo, now: u64) -> Datum {
         ("Hostname", cell(&node.hostname)),
         ("Status", status(node).into()),
         ("Availability", availability(node).into()),
+        // As Docker has it for a node that is no manager, and no node is one here.
+        ("ManagerStatus", "".into()),
         ("Revision", revision(node).into()),
         ("Tasks", node.tasks.to_string().into()),
         ("Address", cell(&node.address)),

@@ -49,7 +49,7 @@ fn every_list_is_a_line_of_json_for_each_row() {
     assert_eq!(
         out(&["node", "ls", "--format", "json", "-f", "name=alpha"]),
         format!(
-            "{{\"ID\":\"{N}\",\"Hostname\":\"alpha\",\"Status\":\"Ready\",\"Availability\":\"Active\",\"Revision\":\
+            "{{\"ID\":\"{N}\",\"Hostname\":\"alpha\",\"Status\":\"Ready\",\"Availability\":\"Active\",\"ManagerStatus\":\"\",\"Revision\":\
              \"1.57\",\"Tasks\":\"1\",\"Address\":\"10.0.0.7:51000\",\"JoinedAt\":\"2 minutes ago\",\"Labels\":\
              \"zone=eu\"}}\n"
         )
