@@ -109,7 +109,7 @@ const VARIES: &[(&str, &str)] = &[
     (r#""(?:index|Index|pid|GrantID)": ?\d+"#, r#""(?:index|Index|pid|GrantID)": ?\d+"#),
     (r"\b1\.\d+\b", r"1\.\d+"),
     // Columns are as wide as their widest cell.
-    (r" {2,}", r" +"),
+    (r" {2,}", r" {2,}"),
 ];
 
 fn line_pattern(line: &str) -> String {
@@ -175,12 +175,13 @@ a picture
         let row = "bkltjau2odsh7fzhpdzrytmm0   pw   1   Less than a second ago   2 seconds ago";
         assert!(says(
             &[row],
-            "aaaaaaaaaaaaaaaaaaaaaaaaa pw 1  4 seconds ago   About a minute ago\n"
+            "aaaaaaaaaaaaaaaaaaaaaaaaa  pw    1  4 seconds ago   About a minute ago\n"
         ));
         assert!(!says(
             &[row],
-            "aaaaaaaaaaaaaaaaaaaaaaaaa pw 2  4 seconds ago   About a minute ago\n"
+            "aaaaaaaaaaaaaaaaaaaaaaaaa  pw    2  4 seconds ago   About a minute ago\n"
         ));
+        assert!(!says(&[row], &row.replace("   ", " ")), "a column is not a word");
         assert!(!says(&[row], &format!("{row}\n{row}\n")));
         assert!(!says(&[row], ""));
         assert!(says(&["36xxjlu10gfu   web"], "abcdefghijkl  web"));
