@@ -21,11 +21,8 @@ const REDB_MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 /// Pages of the file kept in memory.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// Called with each state row, from several threads; its error refuses the store.
+/// Called with each state row, from two threads; its error refuses the store.
 pub type Load<'l> = &'l (dyn Fn(&[u8], &[u8]) -> Result<(), String> + Sync);
-
-/// How many threads read the state rows, each a part of their names, which are spread evenly.
-const READERS: usize = 2;
 
 /// Opens an existing file, with all of redb's checks.
 pub(crate) fn open_database(
@@ -146,39 +143,36 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// Names are spread evenly, so a half of them is half of the work: one on a thread of its own, one on this.
     fn rows(&self, tip: &Tip, cipher: &StoreCipher, load: Load<'_>) -> Result<(), StoreError> {
+        let mut middle = [0; 16];
+        middle[0] = 0x80;
         let count = thread::scope(|scope| {
-            let parts: Vec<_> = (0..READERS)
-                .map(|part| scope.spawn(move || self.rows_of(part, cipher, load)))
-                .collect();
-            parts.into_iter().try_fold(0, |count, part| {
-                let read = part.join().unwrap_or_else(|_| {
-                    Err(StoreError::damaged(self.file, "its state rows cannot be read".to_owned()))
-                });
-                Ok(count + read?)
-            })
+            let lower = (Bound::Unbounded, Bound::Excluded(middle));
+            let lower = thread::Builder::new()
+                .name("store-reader".to_owned())
+                .spawn_scoped(scope, move || self.rows_of(lower, cipher, load))
+                .map_err(|e| StoreError::io("start a thread to read", self.file, &e))?;
+            let upper = self.rows_of((Bound::Included(middle), Bound::Unbounded), cipher, load);
+            let lower = lower.join().unwrap_or_else(|_| {
+                Err(StoreError::damaged(self.file, "its state rows cannot be read".to_owned()))
+            });
+            Ok(lower? + upper?)
         })?;
         self.same_count("state rows", count, tip.rows)
     }
 
-    /// Reads the rows of one part and says how many they are.
+    /// Reads the rows of these names and says how many they are.
     fn rows_of(
         &self,
-        part: usize,
+        names: (Bound<[u8; 16]>, Bound<[u8; 16]>),
         cipher: &StoreCipher,
         load: Load<'_>,
     ) -> Result<u64, StoreError> {
-        let first = |part: usize| {
-            let mut name = [0; 16];
-            name[0] = u8::try_from(part * 256 / READERS).unwrap_or(u8::MAX);
-            name
-        };
-        let end =
-            if part + 1 == READERS { Bound::Unbounded } else { Bound::Excluded(first(part + 1)) };
         guard("read", self.file, || {
             let mut opener = cipher.opener();
             let mut count = 0;
-            let rows = self.table(ROWS)?.range((Bound::Included(first(part)), end));
+            let rows = self.table(ROWS)?.range(names);
             for entry in rows.map_err(|e| self.fail(e))? {
                 let (name, frame) = entry.map_err(|e| self.fail(e))?;
                 let name = name.value();
