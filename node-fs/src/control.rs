@@ -199,7 +199,7 @@ impl From<TaskError> for Status {
             }
             TaskError::TimedOut { .. } => Self::deadline_exceeded(message),
             TaskError::Ending(_) => Self::unavailable(message),
-            TaskError::Registry(RegistryError::File { .. })
+            TaskError::Registry(RegistryError::File { .. } | RegistryError::NewerFormat { .. })
             | TaskError::Cgroup(_)
             | TaskError::Random(_)
             | TaskError::Failed => Self::internal(message),

@@ -31,6 +31,16 @@ pub enum RegistryError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A newer version wrote it.
+    #[error(
+        "{} is of format {found}, and this keyhole knows format {FORMAT} only: start the version that wrote it, or remove the file and add its tasks again", .path.display()
+    )]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
     /// No task, or several, have that id.
     #[error("no task {prefix:?} on this node; `keyhole task ls` lists them")]
     Unknown {
@@ -71,6 +81,11 @@ struct Stored {
     tasks: Vec<StoredTask>,
 }
 
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct StoredTask {
     id: String,
@@ -107,8 +122,8 @@ impl Registry {
         Self { folder: folder.to_owned(), boot, tasks: BTreeMap::new() }
     }
 
-    /// Those that were stored in this boot and whose cgroup still lives. A file that cannot be
-    /// understood restores nothing: its tasks must be added again.
+    /// Those that were stored in this boot and whose cgroup still lives. A file that is damaged
+    /// restores nothing: its tasks must be added again. One of a newer version is refused, and stays.
     pub fn restore(folder: &Path, boot: String, root: &CgroupRoot) -> Result<Self, RegistryError> {
         let mut registry = Self::empty(folder, boot);
         let path = folder.join(FILE);
@@ -116,11 +131,17 @@ impl Registry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(registry),
             text => text.map_err(failed("read", &path))?,
         };
+        // What a newer one wrote may not even have our fields.
+        if let Ok(FormatOnly { format: found }) = serde_json::from_slice(&text)
+            && found > FORMAT
+        {
+            return Err(RegistryError::NewerFormat { path, found });
+        }
         match serde_json::from_slice::<Stored>(&text) {
             Ok(stored) if stored.format == FORMAT => registry.take(stored, root),
             Ok(stored) => tracing::warn!(
                 format = stored.format,
-                "tasks.json is of another version of keyhole: no task is restored"
+                "tasks.json has a format that never was: no task is restored"
             ),
             Err(error) => {
                 tracing::warn!(%error, "tasks.json cannot be read: no task is restored");

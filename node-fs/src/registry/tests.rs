@@ -95,10 +95,26 @@ fn another_boots_tasks_are_not_restored() {
 #[test]
 fn a_list_that_cannot_be_read_restores_nothing() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
-    for text in ["", "{", "[]", r#"{"format":9,"boot":"x","tasks":[]}"#] {
+    for text in ["", "{", "[]", r#"{"format":0,"boot":"x","tasks":[]}"#, r#"{"format":1}"#] {
         std::fs::write(folder.path().join(FILE), text).unwrap();
         let boot = boot_id().unwrap();
         assert_eq!(ids(&Registry::restore(folder.path(), boot, &scratch.root).unwrap()), []);
+    }
+}
+
+#[test]
+fn a_list_of_a_newer_format_is_refused_and_stays() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    let file = folder.path().join(FILE);
+    for text in [r#"{"format":9,"boot":"x","tasks":[]}"#, r#"{"format":9,"tasks":{"new":1}}"#] {
+        std::fs::write(&file, text).unwrap();
+        let boot = boot_id().unwrap();
+        let refused = Registry::restore(folder.path(), boot, &scratch.root).unwrap_err();
+        let refused = refused.to_string();
+        for part in ["tasks.json", "format 9", "format 1 only"] {
+            assert!(refused.contains(part), "{part:?} in {refused}");
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
     }
 }
 
