@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use keyhole_proto::v1::control_client::ControlClient;
+use keyhole_wire::format::USER_AGENT;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -122,6 +123,8 @@ async fn unix(path: &Path, patience: Duration) -> io::Result<Channel> {
         }
     });
     Endpoint::from_static("http://keyhole.invalid")
+        .user_agent(USER_AGENT)
+        .map_err(io::Error::other)?
         .timeout(patience)
         .connect_with_connector(connector)
         .await

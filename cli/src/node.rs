@@ -44,7 +44,7 @@ pub(crate) enum NodeCommand {
         after_help = "Examples:\n  \
         keyhole node ls\n  \
         keyhole node ls -f label=zone=eu -f status=down --format '{{.Hostname}} {{.Address}}'\n\n\
-        Fields: .ID .Hostname .Status .Availability .ManagerStatus .Revision .Tasks \
+        Fields: .ID .Hostname .Status .Availability .ManagerStatus .EngineVersion .Revision .Tasks \
         .Address .JoinedAt .Labels .Label \"KEY\""
     )]
     Ls(ListOptions),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use keyhole_domain::{Revision, ServiceId, TaskId};
 use keyhole_proto::v1;
 use keyhole_state::{Command, Outcome, Rejected};
+use keyhole_wire::format;
 use keyhole_wire::seal::{EdgePublicKey, StreamSealer};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::{Authorized, act};
 use crate::seal::stream_info;
+use crate::sessions::Peer;
 use crate::shell::{Shell, revision_in, revision_out};
 use crate::status::{internal, invalid, rejected};
 use stream::NodeStream;
@@ -45,7 +47,8 @@ impl v1::dispatch_server::Dispatch for DispatchApi {
         request: Request<v1::AssignmentsRequest>,
     ) -> Reply<Self::AssignmentsStream> {
         let by = self.0.authorize::<act::Assignments, _>(&request)?;
-        let stream = open(&self.0, by, request.into_inner()).await?;
+        let version = format::version(request.metadata()).to_owned();
+        let stream = open(&self.0, by, version, request.into_inner()).await?;
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
         tokio::spawn(stream.run(sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -87,6 +90,7 @@ impl v1::dispatch_server::Dispatch for DispatchApi {
 async fn open(
     shell: &Arc<Shell>,
     by: Authorized<act::Assignments>,
+    version: String,
     request: v1::AssignmentsRequest,
 ) -> Result<NodeStream, Status> {
     let node = by.subject().id();
@@ -99,7 +103,8 @@ async fn open(
     let (own, exporter) = (&shell.own, by.subject().exporter());
     let info = stream_info(&own.cluster, own.manager.as_str(), node.as_str(), exporter);
     let (sealer, enc) = StreamSealer::new(&key, &info).map_err(invalid)?;
-    let ticket = shell.sessions.open(node, by.subject().address(), last);
+    let peer = Peer { address: by.subject().address().to_owned(), version };
+    let ticket = shell.sessions.open(node, peer, last);
     Ok(NodeStream::new(shell.clone(), by, ticket, (sealer, enc)))
 }
 

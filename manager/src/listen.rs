@@ -14,9 +14,13 @@ use std::time::Duration;
 use keyhole_proto::v1::ca_server::CaServer;
 use keyhole_proto::v1::dispatch_server::DispatchServer;
 use keyhole_proto::v1::operator_server::OperatorServer;
+use keyhole_wire::format;
 use keyhole_wire::tls::{Limits, incoming};
 use tokio::net::TcpListener;
+use tonic::service::interceptor::InterceptorLayer;
 use tonic::transport::{Error, Server};
+use tonic::{Request, Status};
+use tower::layer::util::{Identity, Stack};
 
 use crate::ca::CaApi;
 use crate::dispatch::DispatchApi;
@@ -56,13 +60,16 @@ pub async fn bind_port(address: &str) -> Result<(TcpListener, SocketAddr), PortE
 }
 
 /// What is common to both doors.
-fn server() -> Server {
+fn server() -> Server<Stack<InterceptorLayer<CheckFormat>, Identity>> {
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .layer(InterceptorLayer::new(format::check as CheckFormat))
 }
+
+type CheckFormat = fn(Request<()>) -> Result<Request<()>, Status>;
 
 /// The services of one manager.
 #[derive(Clone)]

@@ -30,12 +30,21 @@ struct Table {
     sessions: BTreeMap<NodeId, Session>,
 }
 
+/// Who is at the other end of a stream, for people to see.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// Where it calls from.
+    pub address: String,
+    /// Its version of keyhole, as it says.
+    pub version: String,
+}
+
 /// One node.
 #[derive(Debug)]
 struct Session {
     /// The stream that it has now; 0: none.
     stream: u64,
-    address: String,
+    peer: Peer,
     wake: Arc<Notify>,
     /// Counts the changes that concern it, and up to which of them was looked at.
     wanted: u64,
@@ -65,8 +74,8 @@ impl Session {
 pub struct SessionView {
     /// Whether it has a stream now.
     pub connected: bool,
-    /// Where from.
-    pub address: String,
+    /// Who it is.
+    pub peer: Peer,
     /// The revision that its callers see, as far as it said.
     pub revision: Revision,
     /// The assignment of that revision.
@@ -88,7 +97,7 @@ impl Default for Sessions {
 
 impl Sessions {
     /// A new stream of a node; it replaces the one before.
-    pub fn open(&self, node: NodeId, address: &str, last: Revision) -> Ticket {
+    pub fn open(&self, node: NodeId, peer: Peer, last: Revision) -> Ticket {
         let wake = Arc::new(Notify::new());
         let mut table = self.table();
         table.next += 1;
@@ -99,7 +108,7 @@ impl Sessions {
         }
         let session = Session {
             stream,
-            address: address.to_owned(),
+            peer,
             wake: wake.clone(),
             wanted: 1,
             done: 0,
@@ -164,7 +173,7 @@ impl Sessions {
         };
         SessionView {
             connected: session.stream != 0,
-            address: session.address.clone(),
+            peer: session.peer.clone(),
             revision: session.revision(),
             delivered: session.delivered.clone(),
         }
@@ -262,7 +271,7 @@ mod tests {
     fn a_node_has_what_it_reported_and_what_did_not_concern_it_since() {
         let sessions = Sessions::default();
         assert_eq!(sessions.has(node(1), at(1)), None);
-        let ticket = sessions.open(node(1), "a", Revision::default());
+        let ticket = sessions.open(node(1), Peer::default(), Revision::default());
         send(&ticket, 5);
         assert_eq!(sessions.has(node(1), at(5)), Some(false));
         sessions.reported(node(1), at(5));
@@ -276,7 +285,7 @@ mod tests {
     #[test]
     fn a_later_foreign_change_does_not_hide_one_that_is_still_to_be_sent() {
         let sessions = Sessions::default();
-        let ticket = sessions.open(node(1), "a", Revision::default());
+        let ticket = sessions.open(node(1), Peer::default(), Revision::default());
         send(&ticket, 5);
         sessions.reported(node(1), at(5));
         sessions.applied(at(6), |_| true);
@@ -292,8 +301,8 @@ mod tests {
     #[test]
     fn the_second_stream_of_a_node_replaces_the_first() {
         let sessions = Sessions::default();
-        let first = sessions.open(node(1), "a", Revision::default());
-        let second = sessions.open(node(1), "b", Revision::default());
+        let first = sessions.open(node(1), Peer::default(), Revision::default());
+        let second = sessions.open(node(1), Peer::default(), Revision::default());
         assert!(first.begin().is_none());
         drop(first);
         assert!(sessions.view(node(1)).connected, "the old one's end is not the new one's");

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use keyhole_proto::v1;
 use keyhole_proto::v1::control_server::{Control, ControlServer};
+use keyhole_wire::format;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::interceptor::InterceptorLayer;
 use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -62,6 +64,7 @@ impl ControlApi {
         let service = ControlServer::new(self).max_decoding_message_size(MAX_REQUEST);
         let service = tonic::service::interceptor::InterceptedService::new(service, only_root);
         Server::builder()
+            .layer(InterceptorLayer::new(format::check))
             .add_service(service)
             .serve_with_incoming(UnixListenerStream::new(listener))
             .await?;

@@ -22,7 +22,7 @@ use keyhole_tests::{
 use keyhole_wire::tls::{LiveTls, connect, fetch_unpinned};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 /// Where anybody can knock.
 #[derive(Debug, Clone)]
@@ -224,6 +224,32 @@ fn messages_of_five_megabytes() {
         let mut node = ControlClient::new(local(&machine.node.socket()).await);
         let request = v1::RunTaskRequest { service: huge.clone(), wait_millis: 0 };
         refused(node.run_task(request).await, Code::OutOfRange, "65536");
+    });
+    scene.goes_on();
+}
+
+#[test]
+fn requests_of_a_newer_format() {
+    fn newer<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let agent = "keyhole/9.9.9 format/7".parse().unwrap();
+        request.metadata_mut().insert("user-agent", agent);
+        request
+    }
+    let mut scene = Scene::new(Machine::start());
+    let machine = &scene.machine;
+    let address = machine.cluster.address().to_string();
+    let why = "format 7, and this keyhole 0.1.0 reads formats up to 1: upgrade it";
+    runtime().block_on(async {
+        let mut operator = OperatorClient::new(local(machine.cluster.socket()).await);
+        let answer = operator.list_nodes(newer(v1::ListRequest {})).await;
+        refused(answer, Code::FailedPrecondition, why);
+        let stranger = fetch_unpinned(&address).await.unwrap();
+        let answer = CaClient::new(stranger).get_root_ca(newer(v1::GetRootCaRequest {})).await;
+        refused(answer, Code::FailedPrecondition, why);
+        let mut node = ControlClient::new(local(&machine.node.socket()).await);
+        let answer = node.list_tasks(newer(v1::ListTasksRequest {})).await;
+        refused(answer, Code::FailedPrecondition, why);
     });
     scene.goes_on();
 }

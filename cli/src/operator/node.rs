@@ -22,6 +22,7 @@ static COLUMNS: Columns = Columns {
         ("Status", "STATUS"),
         ("Availability", "AVAILABILITY"),
         ("ManagerStatus", "MANAGER STATUS"),
+        ("EngineVersion", "ENGINE VERSION"),
         ("Revision", "REVISION"),
         ("Tasks", "TASKS"),
         ("Address", "ADDRESS"),
@@ -29,7 +30,15 @@ static COLUMNS: Columns = Columns {
         ("Labels", "LABELS"),
         ("Label", "LABEL"),
     ],
-    table: &["ID", "Hostname", "Status", "Availability", "Revision"],
+    table: &[
+        "ID",
+        "Hostname",
+        "Status",
+        "Availability",
+        "ManagerStatus",
+        "EngineVersion",
+        "Revision",
+    ],
     filters: &["id", "name", "names", "label", "node.label", "status", "availability"],
 };
 
@@ -87,6 +96,7 @@ fn row(node: &v1::NodeInfo, now: u64) -> Datum {
         ("Availability", availability(node).into()),
         // As Docker has it for a node that is no manager, and no node is one here.
         ("ManagerStatus", "".into()),
+        ("EngineVersion", (&node.version).into()),
         ("Revision", revision(node).into()),
         ("Tasks", node.tasks.to_string().into()),
         ("Address", cell(&node.address)),
@@ -132,7 +142,13 @@ fn datum(node: &v1::NodeInfo) -> Datum {
                 ("Availability", availability(node).to_lowercase().into()),
             ]),
         ),
-        ("Description", Datum::Record(vec![("Hostname", (&node.hostname).into())])),
+        (
+            "Description",
+            Datum::Record(vec![
+                ("Hostname", (&node.hostname).into()),
+                ("Engine", Datum::Record(vec![("EngineVersion", (&node.version).into())])),
+            ]),
+        ),
         ("Status", Datum::Record(vec![("State", state.into()), ("Addr", (&node.address).into())])),
         ("Revision", revision(node).into()),
         ("Tasks", node.tasks.into()),
@@ -147,6 +163,7 @@ fn pretty(node: &v1::NodeInfo) -> String {
         ("Status", status(node).to_owned()),
         ("Availability", availability(node).to_owned()),
         ("Address", node.address.clone()),
+        ("Version", node.version.clone()),
         ("Revision", revision(node)),
         ("Tasks", node.tasks.to_string()),
     ];

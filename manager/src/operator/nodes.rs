@@ -102,8 +102,9 @@ fn info(shell: &Shell, state: &State, node: &Node) -> v1::NodeInfo {
         joined_at: node.joined_at.0,
         index: node.index,
         connected: session.connected,
-        address: session.address,
+        address: session.peer.address,
         revision: Some(revision_out(session.revision)),
+        version: session.peer.version,
         tasks: u32::try_from(tasks).unwrap_or(u32::MAX),
     }
 }

@@ -23,6 +23,7 @@ use tower::service_fn;
 
 use super::live::danger_unverified_config;
 use super::{EXPORTER_LABEL, LiveTls, PeerIdentity, SERVER_NAME, unix_now};
+use crate::format::USER_AGENT;
 
 /// Bytes that only the two ends of one connection know.
 pub type Exporter = [u8; 32];
@@ -223,6 +224,8 @@ async fn speak_http2(addr: &str, tls: TlsStream<TcpStream>) -> Result<Channel, C
         async move { stream.map(TokioIo::new).ok_or_else(ended) }
     });
     let channel = Endpoint::from_static("http://manager")
+        .user_agent(USER_AGENT)
+        .map_err(|source| setup(addr, source))?
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)

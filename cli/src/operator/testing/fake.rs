@@ -132,6 +132,7 @@ fn node(letter: char, hostname: &str, connected: bool) -> NodeInfo {
         address: "10.0.0.7:51000".to_owned(),
         revision: connected.then_some(RevisionRef { incarnation: 1, index: 57 }),
         tasks: 1,
+        version: if connected { "0.1.0".to_owned() } else { String::new() },
     }
 }
 

@@ -267,9 +267,9 @@ fn tasks_are_listed_live_first_with_the_reason_on_one_line() {
 fn nodes_are_listed_as_docker_does() {
     assert_eq!(
         keyhole(&["node", "ls"]).out,
-        "ID                          HOSTNAME   STATUS    AVAILABILITY   REVISION\n\
-         nnnnnnnnnnnnnnnnnnnnnnnnn   alpha      Ready     Active         1.57\n\
-         ooooooooooooooooooooooooo   beta       Down      Active         -\n"
+        "ID                          HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   ENGINE VERSION   REVISION\n\
+         nnnnnnnnnnnnnnnnnnnnnnnnn   alpha      Ready     Active                          0.1.0            1.57\n\
+         ooooooooooooooooooooooooo   beta       Down      Active                                           -\n"
     );
     assert_eq!(
         keyhole(&["node", "ls", "-f", "status=down", "--format", "{{.Hostname}}"]).out,

@@ -49,7 +49,8 @@ fn every_list_is_a_line_of_json_for_each_row() {
     assert_eq!(
         out(&["node", "ls", "--format", "json", "-f", "name=alpha"]),
         format!(
-            "{{\"ID\":\"{N}\",\"Hostname\":\"alpha\",\"Status\":\"Ready\",\"Availability\":\"Active\",\"ManagerStatus\":\"\",\"Revision\":\
+            "{{\"ID\":\"{N}\",\"Hostname\":\"alpha\",\"Status\":\"Ready\",\"Availability\":\"Active\",\"ManagerStatus\":\"\",\
+             \"EngineVersion\":\"0.1.0\",\"Revision\":\
              \"1.57\",\"Tasks\":\"1\",\"Address\":\"10.0.0.7:51000\",\"JoinedAt\":\"2 minutes ago\",\"Labels\":\
              \"zone=eu\"}}\n"
         )
@@ -199,7 +200,10 @@ fn nodes_are_inspected_in_three_forms() {
             "Availability": "active"
         },
         "Description": {
-            "Hostname": "alpha"
+            "Hostname": "alpha",
+            "Engine": {
+                "EngineVersion": "0.1.0"
+            }
         },
         "Status": {
             "State": "ready",
@@ -215,7 +219,7 @@ fn nodes_are_inspected_in_three_forms() {
         out(&["node", "inspect", "--pretty", "alpha"]),
         "ID:            nnnnnnnnnnnnnnnnnnnnnnnnn\nHostname:      alpha\n\
          Joined at:     2023-11-14T22:13:20.000000000Z\nStatus:        Ready\nAvailability:  Active\n\
-         Address:       10.0.0.7:51000\nRevision:      1.57\nTasks:         1\nLabels:\n - zone=eu\n"
+         Address:       10.0.0.7:51000\nVersion:       0.1.0\nRevision:      1.57\nTasks:         1\nLabels:\n - zone=eu\n"
     );
     assert_eq!(
         out(&["node", "inspect", "-f", "{{json .Spec}}", "alpha"]),
