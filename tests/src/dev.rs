@@ -49,6 +49,12 @@ impl Traces {
         Self { folder, cgroup, mount: mount.to_owned(), inodes, pids }
     }
 
+    /// The same for a dev that may have ended by now: its folder and cgroup had these inodes while it ran.
+    pub fn had(mut self, folder: u64, cgroup: u64) -> Self {
+        self.inodes = [Some(folder), Some(cgroup)];
+        self
+    }
+
     /// What is still there, in words.
     pub fn left(&self) -> Vec<String> {
         let mut left = Vec::new();

@@ -6,24 +6,31 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use keyhole_tests::dev::{Dev, Traces, dev_command, kill};
-use keyhole_tests::{Daemon, Ground, Ran, TestCgroup, run, wait};
+use keyhole_tests::{Daemon, Ground, Ran, TestCgroup, cgroup_root, run, wait};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// What a command under it writes so that the test knows where it is.
-const WHERE: &str = "echo started $KEYHOLE_NODE_SOCKET $KEYHOLE_SECRETS";
+fn say_where() -> String {
+    let cgroup = cgroup_root().join("keyhole-dev-");
+    let (folder, cgroup) = ("${KEYHOLE_NODE_SOCKET%/*}", cgroup.display());
+    format!(
+        "echo started $KEYHOLE_NODE_SOCKET $KEYHOLE_SECRETS $(stat -c %i {folder} {cgroup}$(basename {folder}))"
+    )
+}
 
 fn dev(args: &[&str]) -> Ran {
     run(dev_command(args), b"")
 }
 
-/// From the line that [`WHERE`] writes.
+/// From the line that [`say_where`] has written.
 fn traces(line: &str) -> Traces {
     let words: Vec<&str> = line.split_whitespace().collect();
-    Traces::of(Path::new(words[1]), Path::new(words[2]))
+    let inode = |at: usize| words[at].parse().unwrap();
+    Traces::of(Path::new(words[1]), Path::new(words[2])).had(inode(3), inode(4))
 }
 
 fn started(ground: &Ground, args: &[&str], then: &str) -> (Daemon, Traces) {
-    started_with(ground, args, &format!("{WHERE}; {then}"))
+    started_with(ground, args, &format!("{}; {then}", say_where()))
 }
 
 fn started_with(ground: &Ground, args: &[&str], script: &str) -> (Daemon, Traces) {
@@ -46,7 +53,7 @@ fn a_command_finds_its_secrets_and_its_exit_code_is_passed_on() {
     let file = ground.folder().join("pw");
     std::fs::write(&file, "hunter2").unwrap();
     let secret = format!("db_password={}", file.display());
-    let script = format!("{WHERE}; cat $KEYHOLE_SECRETS/db_password; exit 7");
+    let script = format!("{}; cat $KEYHOLE_SECRETS/db_password; exit 7", say_where());
     let ran = dev(&["--secret", &secret, "--", "sh", "-c", &script]);
     assert_eq!((ran.code, ran.stderr.as_str()), (7, ""), "nothing but the command speaks");
     let (line, value) = ran.stdout.split_once('\n').unwrap();
@@ -103,14 +110,17 @@ fn in_its_shell_every_command_works_as_typed() {
     command.args(["-qec", &line, "/dev/null"]).env("SHELL", "/bin/sh").env("PS1", "");
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut shell = command.spawn().unwrap();
-    let typed = "printf 'correct horse' | keyhole secret create db_password - > /dev/null\n\
+    let place = say_where();
+    let typed = format!(
+        "printf 'correct horse' | keyhole secret create db_password - > /dev/null\n\
          keyhole service create web --secret db_password > /dev/null 2>&1\n\
          echo nested $(keyhole run --service web -- cat $KEYHOLE_SECRETS/db_password)\n\
          keyhole service update dev --secret-add db_password > /dev/null 2>&1\n\
          until cat $KEYHOLE_SECRETS/db_password > /dev/null 2>&1; do :; done\n\
          echo own $(cat $KEYHOLE_SECRETS/db_password)\n\
-         echo where $KEYHOLE_NODE_SOCKET $KEYHOLE_SECRETS\n\
-         exit 5\n";
+         {place}\n\
+         exit 5\n"
+    );
     shell.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
     let output = shell.wait_with_output().unwrap();
     drop(ground);
@@ -119,7 +129,7 @@ fn in_its_shell_every_command_works_as_typed() {
     for said in ["nested correct horse\n", "own correct horse\n", "export KEYHOLE_HOST=unix:///"] {
         assert!(text.contains(said), "{said:?} in {text}");
     }
-    let line = text.lines().find(|line| line.starts_with("where /")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("started /")).unwrap();
     assert_eq!(traces(line).left(), [""; 0]);
 }
 
@@ -178,7 +188,8 @@ fn ctrl_c_while_it_starts_leaves_nothing() {
 #[test]
 fn a_signal_to_end_reaches_the_command() {
     let ground = Ground::new();
-    let script = format!("trap 'exit 9' TERM; {WHERE}; while :; do sleep 0.01; done");
+    let place = say_where();
+    let script = format!("trap 'exit 9' TERM; {place}; while :; do sleep 0.01; done");
     let (mut daemon, its) = started_with(&ground, &[], &script);
     assert_eq!(daemon.terminate().code(), Some(9));
     assert_eq!(its.left(), [""; 0]);
@@ -191,7 +202,7 @@ fn when_it_is_killed_its_parts_die_with_it() {
     let mut command = Command::new("unshare");
     let alone = "mount -t tmpfs kht /run && mount -t tmpfs kht /dev/shm && exec \"$@\"";
     command.args(["-m", "sh", "-c", alone, "sh"]).arg(keyhole_tests::keyhole_binary());
-    command.args(["dev", "--", "sh", "-c", &format!("{WHERE}; exec sleep 1000")]);
+    command.args(["dev", "--", "sh", "-c", &format!("{}; exec sleep 1000", say_where())]);
     let mut daemon = Daemon::start(&ground, "dev", command);
     let its = traces(&daemon.wait_for_word("started"));
     // Nobody else can come and remove it.
