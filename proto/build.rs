@@ -10,6 +10,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     files.sort();
     println!("cargo:rerun-if-changed=keyhole/v1");
     let descriptors = protox::compile(&files, [&root])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // What lies on disks has one form: their maps are sorted.
+    let sorted = ["SealedKey", "MemberKeys", "ClusterRow", "Membership"];
+    let configured = tonic_prost_build::configure().bytes(".");
+    let configured = sorted
+        .iter()
+        .fold(configured, |configured, name| configured.btree_map(format!(".keyhole.v1.{name}")));
+    configured.compile_fds(descriptors)?;
     Ok(())
 }

@@ -99,6 +99,7 @@ enum Kind {
     Rotation,
     Service,
     Node,
+    Manager,
     Task,
 }
 
@@ -110,6 +111,7 @@ fn kind(verb: &str, id: &str) -> Option<Kind> {
         (_, "secret" | "secrets" | "secret_add" | "secret_rm") => Kind::Secret,
         (_, "service" | "services") => Kind::Service,
         (_, "node" | "nodes") => Kind::Node,
+        (_, "manager" | "managers") => Kind::Manager,
         (_, "tasks") => Kind::Task,
         _ => return None,
     })
@@ -245,6 +247,13 @@ async fn ask(global: &Global, kind: Kind) -> Result<Vec<(String, String)>, Failu
             let nodes = api.list_nodes(v1::ListRequest {}).await?.into_inner().nodes;
             nodes.into_iter().map(|node| (node.hostname, format!("node {}", node.id))).collect()
         }
+        Kind::Manager => {
+            let managers = api.list_managers(v1::ListRequest {}).await?.into_inner().managers;
+            let about = |manager: v1::ManagerInfo| {
+                (manager.hostname, format!("manager {} at {}", manager.id, manager.address))
+            };
+            managers.into_iter().map(about).collect()
+        }
     })
 }
 
@@ -258,7 +267,7 @@ mod tests {
             for arg in command.get_arguments() {
                 let id = arg.get_id().as_str();
                 let named = arg.get_value_names().unwrap_or_default().join(" ");
-                let names = ["SECRET", "SERVICE", "NODE", "TASK", "SPEC"]
+                let names = ["SECRET", "SERVICE", "NODE", "MANAGER", "TASK", "SPEC"]
                     .iter()
                     .any(|word| named.starts_with(word));
                 if names && kind(verb, id).is_none() && verb != "service create" {

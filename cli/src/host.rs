@@ -8,13 +8,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use keyhole_proto::v1::control_client::ControlClient;
-use keyhole_wire::format::USER_AGENT;
+use keyhole_wire::http2::{self, SpeakError};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
-use tower::service_fn;
 
 use crate::failure::Failure;
 
@@ -112,23 +110,18 @@ pub(crate) async fn node_for(
 
 /// The connection is made here, so that its error is the operating system's own.
 async fn unix(path: &Path, patience: Duration) -> io::Result<Channel> {
-    let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(path))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 seconds"))??;
-    let mut stream = Some(stream);
-    let connector = service_fn(move |_| {
-        let stream = stream.take();
-        async move {
-            stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))
-        }
-    });
-    Endpoint::from_static("http://keyhole.invalid")
-        .user_agent(USER_AGENT)
-        .map_err(io::Error::other)?
-        .timeout(patience)
-        .connect_with_connector(connector)
-        .await
-        .map_err(io::Error::other)
+    let stream =
+        timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await.map_err(|_| silence())??;
+    let endpoint = Endpoint::from_static("http://keyhole.invalid").timeout(patience);
+    let spoken = timeout(CONNECT_TIMEOUT, http2::speak(endpoint, stream)).await;
+    spoken.map_err(|_| silence())?.map_err(|error| match error {
+        SpeakError::Stream(error) => error,
+        other => io::Error::other(other),
+    })
+}
+
+fn silence() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 seconds")
 }
 
 /// "No such file or directory", without the number.

@@ -153,7 +153,10 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         Command::Run(run) => return run.run(&global, console),
         Command::Dev(dev) => return dev.run(&global, console),
         Command::DevPart(part) => return part.run(),
-        Command::Manager(manager) => return manager.run(),
+        Command::Manager(manager) => match manager.daemon() {
+            Ok(outcome) => return outcome,
+            Err(manager) => Command::Manager(manager),
+        },
         Command::Completion(completion) => return completion.run(console),
         Command::Man(manual) => return manual.run(console),
         Command::Node(node) => match node.daemon() {
@@ -181,8 +184,8 @@ async fn ask(
         Command::Node(node) => node.run(global, console).await,
         Command::Cluster(cluster) => cluster.run(global, console).await,
         Command::Task(task) => task.run(global, console).await,
-        Command::Manager(_)
-        | Command::Run(_)
+        Command::Manager(manager) => manager.ask(global, console).await,
+        Command::Run(_)
         | Command::Dev(_)
         | Command::DevPart(_)
         | Command::Completion(_)

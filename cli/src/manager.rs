@@ -1,4 +1,4 @@
-//! `keyhole manager run`: this machine's manager, in the foreground.
+//! `keyhole manager`: `run` is this machine's manager, in the foreground; the rest is for operators.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,8 +6,12 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use keyhole_manager::app::{self, JoinManager, ManagerConfig};
 
+use crate::args::Global;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::logs::LogOptions;
+use crate::operator::manager::{self as operator, Managers, TransferLeader};
+use crate::render::listing::ListOptions;
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -15,8 +19,33 @@ pub(crate) enum ManagerCommand {
     /// Run the manager, in the foreground
     #[command(after_help = "Examples:\n  \
         keyhole manager run --init --data-dir /var/lib/keyhole/manager --listen 10.0.0.1:7070\n  \
+        keyhole manager run --join 10.0.0.1:7070 --token-file /run/keyhole-token \\\n    \
+        --data-dir /var/lib/keyhole/manager --listen 10.0.0.2:7070     (on the next machine)\n  \
         keyhole manager run --data-dir /var/lib/keyhole/manager --listen 10.0.0.1:7070     (from then on)")]
     Run(Box<RunManager>),
+    /// List the managers of the cluster
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  \
+        keyhole manager ls\n  \
+        keyhole manager ls -f status=unreachable --format '{{.Hostname}} {{.Trouble}}'\n\n\
+        Fields: .ID .Hostname .Status .Role .Address .Behind .Member .Trouble"
+    )]
+    Ls(ListOptions),
+    /// Let managers vote again, once they have caught up
+    #[command(after_help = "Examples:\n  keyhole manager promote manager-3")]
+    Promote(Managers),
+    /// Take the vote from managers; they go on following
+    #[command(after_help = "Examples:\n  keyhole manager demote manager-3")]
+    Demote(Managers),
+    /// Remove managers from the cluster; each stops when it learns of it
+    #[command(visible_alias = "remove", after_help = "Examples:\n  keyhole manager rm manager-3")]
+    Rm(Managers),
+    /// Let another manager lead
+    #[command(after_help = "Examples:\n  \
+        keyhole manager transfer-leader\n  \
+        keyhole manager transfer-leader manager-2")]
+    TransferLeader(TransferLeader),
 }
 
 /// `run`
@@ -54,16 +83,36 @@ pub(crate) struct RunManager {
 }
 
 impl ManagerCommand {
-    /// Does it; returns when the manager has ended.
-    pub(crate) fn run(self) -> Result<(), Failure> {
-        let Self::Run(options) = self;
-        options.check()?;
-        options.logs.start()?;
-        start(*options)
+    /// Runs the manager, if that is the verb, until it has ended; else gives the verb back.
+    pub(crate) fn daemon(self) -> Result<Result<(), Failure>, Self> {
+        match self {
+            Self::Run(options) => Ok(options.run()),
+            other => Err(other),
+        }
+    }
+
+    /// Does what operators ask for.
+    pub(crate) async fn ask(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        match self {
+            // Done before, by `daemon`.
+            Self::Run(_) => Ok(()),
+            Self::Ls(options) => operator::list(&options, global, console).await,
+            Self::Promote(managers) => managers.promote(global, console).await,
+            Self::Demote(managers) => managers.demote(global, console).await,
+            Self::Rm(managers) => managers.remove(global, console).await,
+            Self::TransferLeader(transfer) => transfer.run(global, console).await,
+        }
     }
 }
 
 impl RunManager {
+    /// Returns when the manager has ended.
+    fn run(self) -> Result<(), Failure> {
+        self.check()?;
+        self.logs.start()?;
+        start(self)
+    }
+
     fn config(self) -> ManagerConfig {
         let defaults = ManagerConfig::new(self.data_dir);
         ManagerConfig {

@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod labels;
+pub(crate) mod manager;
 pub(crate) mod node;
 pub(crate) mod secret;
 pub(crate) mod service;

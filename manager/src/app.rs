@@ -6,6 +6,7 @@
 mod config;
 mod error;
 mod init;
+mod join;
 
 pub use config::{JoinManager, ManagerConfig};
 pub use error::StartError;
@@ -15,25 +16,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use keyhole_secmem::harden;
 use keyhole_wire::seal::EdgeKeyPair;
-use keyhole_wire::tls::LiveTls;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::audit::AuditLog;
 use crate::authz::Authorized;
-use crate::ca::{CaApi, keep_renewed, own_identity};
+use crate::ca::{CaApi, keep_renewed};
 use crate::dispatch::DispatchApi;
 use crate::listen::{OperatorSocket, Services, bind_port};
 use crate::operator::OperatorApi;
-use crate::raft::RaftHandle;
+use crate::raft::{PeerApi, RaftHandle, keep_membership};
 use crate::shell::Shell;
-use init::Opened;
+use init::{Opened, announce_address};
 
 /// Calls under way have this long to end when the manager stops.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_secs(1);
 /// How often the audit's leftovers are tended to.
 const TEND: Duration = Duration::from_secs(1);
 
@@ -93,23 +94,28 @@ impl Manager {
             ca: CaApi(shell.clone()),
             dispatch: DispatchApi(shell.clone()),
             operator: OperatorApi(shell.clone()),
+            peer: PeerApi(shell.clone()),
         };
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(shell.clone().follow_changes());
         tasks.spawn(keep_renewed(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(tend_audit(shell.audit.clone()));
-        let port = services.clone().serve_port(listener, until(stopped.clone()));
+        tasks.spawn(keep_membership(replica.clone()));
+        tasks.spawn(announce_address(replica.clone(), shell.own.clone()));
+        let (close_socket, socket_closing) = watch::channel(false);
+        let (close_port, port_closing) = watch::channel(false);
+        let port = services.clone().serve_port(listener, until(port_closing));
         let mut doors = JoinSet::new();
         doors.spawn(async move { port.await.map_err(|e| StartError::serve("the port", e)) });
-        let stopped_socket = until(stopped.clone());
         doors.spawn(async move {
-            let served = services.serve_socket(&socket, stopped_socket).await;
+            let served = services.serve_socket(socket, until(socket_closing).shared()).await;
             served.map_err(|e| StartError::serve("the operator socket", e))
         });
         tracing::info!(%address, socket = %config.socket.display(), cluster = %shell.own.cluster,
             manager = %shell.own.manager, "ready");
-        let life = Life { shell, doors, tasks, stopped, replica, failed };
+        let close = [close_socket, close_port];
+        let life = Life { shell, doors, close, tasks, stopped, replica, failed };
         Ok(Running {
             address,
             socket: config.socket,
@@ -121,17 +127,8 @@ impl Manager {
 
 /// Everything but the doors.
 fn assemble(opened: Opened) -> Result<Arc<Shell>, StartError> {
-    let identity = opened.replica.read(|state| match state.cluster() {
-        Some(cluster) => own_identity(cluster, opened.keyring.own(), &opened.own)
-            .map(|identity| (identity, vec![cluster.ca_certificate.clone()]))
-            .map_err(|e| StartError::certificate(e.to_string())),
-        None => Err(StartError::certificate("the cluster is not initialised".to_owned())),
-    });
-    let (identity, roots) = identity?;
-    let tls = LiveTls::new(Some(identity), roots);
-    let tls = tls.map_err(|e| StartError::certificate(e.to_string()))?;
     let input = EdgeKeyPair::generate().map_err(|e| StartError::system("make the input key", e))?;
-    let Opened { replica, keyring, own, audit, .. } = opened;
+    let Opened { replica, keyring, own, audit, tls, .. } = opened;
     Ok(Arc::new(Shell::new(own, replica, audit, (keyring, input), tls)))
 }
 
@@ -154,6 +151,8 @@ async fn tend_audit(audit: Arc<AuditLog>) {
 struct Life {
     shell: Arc<Shell>,
     doors: JoinSet<Result<(), StartError>>,
+    /// Ends the operator socket, then the port: what operators are waiting for needs the other managers.
+    close: [watch::Sender<bool>; 2],
     tasks: JoinSet<()>,
     stopped: watch::Receiver<bool>,
     replica: RaftHandle,
@@ -164,20 +163,33 @@ impl Life {
     async fn run(mut self) -> Result<(), StartError> {
         let ended = tokio::select! {
             () = until(self.stopped.clone()) => Ok(()),
-            why = failure(&mut self.failed) => Err(StartError::Failed(why)),
+            why = word(&mut self.failed) => Err(StartError::Failed(why)),
+            why = removal(self.shell.own.member, self.replica.clone()) => Err(StartError::Removed {
+                manager: self.shell.own.manager.to_string(),
+                why,
+            }),
             door = self.doors.join_next() => match door {
-                // The doors end by themselves when the manager is stopped, maybe before this task hears of it.
-                _ if *self.stopped.borrow() => Ok(()),
                 Some(Ok(Err(error))) => Err(error),
                 _ => Err(StartError::Failed("a listener ended by itself".to_owned())),
             },
         };
-        // Streams of nodes never end by themselves.
-        self.shell.connections.close_all();
-        let closed = async { while self.doors.join_next().await.is_some() {} };
-        if tokio::time::timeout(GRACE, closed).await.is_err() {
-            self.doors.shutdown().await;
+        if ended.is_ok() {
+            // The others need not find out by waiting; a failure means that there is none who could lead.
+            match self.replica.hand_over(None).await {
+                Ok(to) => tracing::info!(to, "handed the lead over"),
+                Err(why) => tracing::debug!(why, "did not hand the lead over"),
+            }
         }
+        for (door, close) in self.close.iter().enumerate() {
+            close.send_replace(true);
+            if door == 1 {
+                // Streams of nodes never end by themselves.
+                self.shell.connections.close_all();
+            }
+            // Whoever is not done by then is cut off.
+            let _ = tokio::time::timeout(GRACE, self.doors.join_next()).await;
+        }
+        self.doors.shutdown().await;
         self.tasks.shutdown().await;
         self.shell.audit.tend();
         let replica = self.replica.shutdown().await;
@@ -185,11 +197,29 @@ impl Life {
     }
 }
 
-async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
-    let why = failed.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+/// Until this manager is no member any more: by its own state, or by the word of one that knows more. As long as it has
+/// a vote it stays: the others may need it to take that away.
+async fn removal(member: u64, replica: RaftHandle) -> String {
+    let mut told = replica.peers().removed();
+    let gone = replica.until_status(|raft| {
+        let removed = replica.read(|state| {
+            state.cluster().is_some_and(|cluster| cluster.next_member > member)
+                && !state.members().contains_key(&member)
+        });
+        removed && raft.members.get(&member).is_none_or(|(_, votes)| !votes)
+    });
+    tokio::select! {
+        why = word(&mut told) => why,
+        () = gone => "an operator removed it".to_owned(),
+    }
+}
+
+/// Until there is a reason to stop.
+async fn word(reason: &mut watch::Receiver<Option<String>>) -> String {
+    let why = reason.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
     match why {
         Some(why) => why,
-        // Nobody is left who could tell of a failure.
+        // Nobody is left who could give one.
         None => std::future::pending().await,
     }
 }

@@ -9,7 +9,7 @@ mod caller;
 mod subject;
 
 pub use caller::{Caller, LocalPeer, operator_group};
-pub use subject::{Denied, Holder, MemberNode, OperatorSubject, Stranger, Subject};
+pub use subject::{Denied, FellowManager, Holder, MemberNode, OperatorSubject, Stranger, Subject};
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use keyhole_state::{Actor, State};
 use tonic::{Code, Request, Status};
 
 use crate::audit::AuditLog;
-use crate::raft::RaftHandle;
+use crate::raft::{RaftHandle, not_a_member};
 
 /// One thing that can be asked for.
 pub trait Action: Send + Sync + 'static {
@@ -88,7 +88,7 @@ macro_rules! actions {
 
 /// Every RPC's action.
 pub mod act {
-    use super::{Action, Holder, MemberNode, OperatorSubject, Stranger};
+    use super::{Action, FellowManager, Holder, MemberNode, OperatorSubject, Stranger};
 
     actions! {
         OperatorSubject:
@@ -116,6 +116,11 @@ pub mod act {
             NodeTasks "node.ps",
             ClusterStatus "cluster.status",
             UpdateCluster "cluster.update",
+            ListManagers "manager.ls",
+            PromoteManager "manager.promote",
+            DemoteManager "manager.demote",
+            RemoveManager "manager.rm",
+            TransferLeader "manager.transfer-leader",
             JoinToken "cluster.join-token";
         MemberNode:
             Assignments "dispatch.assignments",
@@ -127,6 +132,9 @@ pub mod act {
             Join "node.join";
         Holder:
             Renew "ca.renew";
+        FellowManager:
+            Raft "manager.raft",
+            Forward "manager.forward";
     }
 }
 
@@ -148,7 +156,13 @@ impl Gate {
             Ok(subject) => Ok(Authorized { actor: caller.actor(), subject }),
             Err(denied) => {
                 self.audit.refused(&caller, A::NAME, &denied.why);
-                Err(Status::new(denied.code, denied.why))
+                Err(match denied.unknown_manager {
+                    // While Raft counts its vote, it must not be told to stop.
+                    Some((id, index)) if !self.replica.votes(&id) => {
+                        not_a_member(denied.why, index)
+                    }
+                    _ => Status::new(denied.code, denied.why),
+                })
             }
         }
     }

@@ -87,20 +87,34 @@ fn value_out(value: &state::SealedValue) -> v1::SealedValue {
     }
 }
 
+fn seal_in(seal: v1::KeySeal) -> state::KeySeal {
+    state::KeySeal { enc: seal.enc.into(), ciphertext: seal.ciphertext.into() }
+}
+
+fn seal_out(seal: &state::KeySeal) -> v1::KeySeal {
+    v1::KeySeal { enc: seal.enc.clone().into(), ciphertext: seal.ciphertext.clone().into() }
+}
+
 fn key_in(key: v1::SealedKey) -> state::SealedKey {
-    let seal = |seal: v1::KeySeal| state::KeySeal {
-        enc: seal.enc.into(),
-        ciphertext: seal.ciphertext.into(),
-    };
-    state::SealedKey { seals: key.seals.into_iter().map(|(id, key)| (id, seal(key))).collect() }
+    state::SealedKey { seals: key.seals.into_iter().map(|(id, key)| (id, seal_in(key))).collect() }
 }
 
 fn key_out(key: &state::SealedKey) -> v1::SealedKey {
-    let seal = |seal: &state::KeySeal| v1::KeySeal {
-        enc: seal.enc.clone().into(),
-        ciphertext: seal.ciphertext.clone().into(),
-    };
-    v1::SealedKey { seals: key.seals.iter().map(|(id, key)| (*id, seal(key))).collect() }
+    v1::SealedKey { seals: key.seals.iter().map(|(id, key)| (*id, seal_out(key))).collect() }
+}
+
+fn member_keys_in(keys: v1::MemberKeys) -> Result<state::MemberKeys> {
+    Ok(state::MemberKeys {
+        ca: seal_in(required("keys.ca", keys.ca)?),
+        keyring: keys.keyring.into_iter().map(|(epoch, key)| (epoch, seal_in(key))).collect(),
+    })
+}
+
+fn member_keys_out(keys: &state::MemberKeys) -> v1::MemberKeys {
+    v1::MemberKeys {
+        ca: Some(seal_out(&keys.ca)),
+        keyring: keys.keyring.iter().map(|(epoch, key)| (*epoch, seal_out(key))).collect(),
+    }
 }
 
 fn token_in(token: v1::TokenRecord) -> Result<state::TokenRecord> {
@@ -125,6 +139,8 @@ fn member_in(member: v1::Member) -> Result<state::Member> {
         node: parse("member.node", &member.node)?,
         address: member.address,
         seal_key: array32("member.seal_key", &member.seal_key)?,
+        hostname: member.hostname,
+        voter: !member.demoted,
     })
 }
 
@@ -134,6 +150,8 @@ fn member_out(member: &state::Member) -> v1::Member {
         node: member.node.to_string(),
         address: member.address.clone(),
         seal_key: member.seal_key.to_vec().into(),
+        hostname: member.hostname.clone(),
+        demoted: !member.voter,
     }
 }
 
@@ -239,6 +257,6 @@ fn times(created: u64, updated: u64) -> (Timestamp, Timestamp) {
     (Timestamp(created), Timestamp(updated))
 }
 
-fn keyring_in(keys: HashMap<u32, v1::SealedKey>) -> BTreeMap<u32, state::SealedKey> {
+fn keyring_in(keys: BTreeMap<u32, v1::SealedKey>) -> BTreeMap<u32, state::SealedKey> {
     keys.into_iter().map(|(epoch, key)| (epoch, key_in(key))).collect()
 }

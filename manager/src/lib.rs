@@ -10,6 +10,7 @@ pub mod ca;
 mod clock;
 pub mod codec;
 pub mod dispatch;
+mod elsewhere;
 pub mod keys;
 pub mod listen;
 pub mod operator;

@@ -5,6 +5,7 @@
 
 mod socket;
 
+use socket::OpenCount;
 pub use socket::{OperatorSocket, SocketError};
 
 use std::future::Future;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use keyhole_proto::v1::ca_server::CaServer;
 use keyhole_proto::v1::dispatch_server::DispatchServer;
 use keyhole_proto::v1::operator_server::OperatorServer;
+use keyhole_proto::v1::peer_server::PeerServer;
 use keyhole_wire::format;
 use keyhole_wire::tls::{Limits, incoming};
 use tokio::net::TcpListener;
@@ -25,12 +27,15 @@ use tower::layer::util::{Identity, Stack};
 use crate::ca::CaApi;
 use crate::dispatch::DispatchApi;
 use crate::operator::OperatorApi;
+use crate::raft::{MAX_CALL, PeerApi};
 
 /// Sixteen values of the largest size fit one request.
 const MAX_REQUEST: usize = 8 << 20;
 const MAX_STREAMS: u32 = 256;
 const MAX_HEADERS: u32 = 16 << 10;
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long operators who are connected are waited for when the manager stops.
+const LINGER: Duration = Duration::from_millis(300);
 
 /// Why the port can't be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,7 @@ pub(crate) struct Services {
     pub(crate) ca: CaApi,
     pub(crate) dispatch: DispatchApi,
     pub(crate) operator: OperatorApi,
+    pub(crate) peer: PeerApi,
 }
 
 impl Services {
@@ -94,24 +100,35 @@ impl Services {
         let connections = shell.connections.clone();
         let accepted = incoming(listener, shell.tls.clone(), Limits::default(), connections);
         let dispatch = DispatchServer::new(self.dispatch.clone());
+        let peer = PeerServer::new(self.peer.clone())
+            .max_decoding_message_size(MAX_CALL)
+            .max_encoding_message_size(MAX_CALL);
         let ca = CaServer::new(self.ca.clone()).max_decoding_message_size(64 << 10);
         server()
             .add_service(ca)
+            .add_service(peer)
             .add_service(dispatch.max_decoding_message_size(1 << 20))
             .add_service(self.operator())
             .serve_with_incoming_shutdown(accepted, stop)
             .await
     }
 
-    /// Serves the operator socket until `stop`.
+    /// Serves the operator socket until `stop`; who is connected then may still say what he came for.
     pub(crate) async fn serve_socket(
         self,
-        socket: &OperatorSocket,
-        stop: impl Future<Output = ()>,
+        socket: OperatorSocket,
+        stop: impl Future<Output = ()> + Clone + Send + 'static,
     ) -> Result<(), Error> {
+        let open = OpenCount::default();
+        let accepted = socket.accepted(open.clone(), stop.clone());
+        let leaving = async move {
+            stop.await;
+            // A command line asks more than once on its connection; who lingers is not waited for.
+            let _ = tokio::time::timeout(LINGER, open.none()).await;
+        };
         server()
             .add_service(self.operator())
-            .serve_with_incoming_shutdown(socket.accepted(), stop)
+            .serve_with_incoming_shutdown(Box::pin(accepted), leaving)
             .await
     }
 }

@@ -6,6 +6,7 @@
 mod cluster;
 mod delivery;
 mod labels;
+mod managers;
 mod nodes;
 mod secrets;
 mod services;
@@ -32,9 +33,18 @@ macro_rules! operator_api {
                 &self,
                 request: Request<v1::$request>,
             ) -> Result<Response<v1::$reply>, Status> {
-                let by = self.0.authorize::<act::$action, _>(&request)?;
+                let by = self.0.authorize_latest::<act::$action, _>(&request).await?;
                 $handler(&self.0, &by, request.into_inner()).await.map(Response::new)
             })*
+
+            // It must answer also where nobody leads: to say so.
+            async fn cluster_status(
+                &self,
+                request: Request<v1::ClusterStatusRequest>,
+            ) -> Result<Response<v1::ClusterInfo>, Status> {
+                let by = self.0.authorize::<act::ClusterStatus, _>(&request)?;
+                cluster::status(&self.0, &by).await.map(Response::new)
+            }
 
             type WatchDeliveryStream = ReceiverStream<Result<v1::DeliveryProgress, Status>>;
 
@@ -42,7 +52,7 @@ macro_rules! operator_api {
                 &self,
                 request: Request<v1::WatchDeliveryRequest>,
             ) -> Result<Response<Self::WatchDeliveryStream>, Status> {
-                let by = self.0.authorize::<act::WatchDelivery, _>(&request)?;
+                let by = self.0.authorize_latest::<act::WatchDelivery, _>(&request).await?;
                 let shell = self.0.clone();
                 delivery::watch(shell, by, request.into_inner()).map(Response::new)
             }
@@ -72,7 +82,11 @@ operator_api! {
     update_node(UpdateNodeRequest) -> NodeInfo: UpdateNode, nodes::update;
     remove_node(RemoveNodeRequest) -> Removed: RemoveNode, nodes::remove;
     node_tasks(ObjectRequest) -> TaskList: NodeTasks, tasks::of_node;
-    cluster_status(ClusterStatusRequest) -> ClusterInfo: ClusterStatus, cluster::status;
     update_cluster(UpdateClusterRequest) -> ClusterInfo: UpdateCluster, cluster::update;
+    list_managers(ListRequest) -> ManagerList: ListManagers, managers::list;
+    promote_manager(ObjectRequest) -> ManagerInfo: PromoteManager, managers::promote;
+    demote_manager(ObjectRequest) -> ManagerInfo: DemoteManager, managers::demote;
+    remove_manager(ObjectRequest) -> Removed: RemoveManager, managers::remove;
+    transfer_leader(TransferRequest) -> ManagerInfo: TransferLeader, managers::transfer_leader;
     join_token(JoinTokenRequest) -> JoinTokenReply: JoinToken, cluster::join_token;
 }

@@ -6,7 +6,7 @@
 mod keyring;
 mod value;
 
-pub use keyring::{Keyring, KeyringError, MemberKey, Purpose, seal_key_for_members};
+pub use keyring::{Keyring, KeyringError, MemberKey, Purpose, seal_key_for_members, seal_keys_for};
 pub use value::{ValueError, open_value, seal_value};
 
 use keyhole_domain::ClusterId;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use keyhole_domain::{Assignment, NodeId, Revision, TaskId};
+use keyhole_domain::{Assignment, GrantId, NodeId, Revision, TaskId, Version};
 use tokio::sync::{Notify, watch};
 
 /// Assignments that a node was sent and has not reported; older ones are forgotten.
@@ -78,14 +78,46 @@ pub struct SessionView {
     pub peer: Peer,
     /// The revision that its callers see, as far as it said.
     pub revision: Revision,
-    /// The assignment of that revision.
-    pub delivered: Option<Arc<Assignment>>,
+    /// What they see of the node's tasks.
+    pub shown: Shown,
 }
 
-impl SessionView {
-    /// The delivered assignment's task.
-    pub fn task(&self, id: TaskId) -> Option<&keyhole_domain::AssignedTask> {
-        self.delivered.as_ref()?.tasks.iter().find(|task| task.id == id)
+/// What a node's callers see, as it said: to this manager, or to another one that told this one.
+#[derive(Debug, Clone)]
+pub enum Shown {
+    /// The assignment that it reported.
+    Here(Option<Arc<Assignment>>),
+    /// Its tasks' grants with their versions.
+    There(BTreeMap<TaskId, Vec<(GrantId, Version)>>),
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self::Here(None)
+    }
+}
+
+impl Shown {
+    /// A task's grants and versions, in the assignment's order; `None` if it has not said that it has the task.
+    pub fn task(&self, id: TaskId) -> Option<Vec<(GrantId, Version)>> {
+        match self {
+            Self::There(tasks) => tasks.get(&id).cloned(),
+            Self::Here(assignment) => {
+                let task = assignment.as_ref()?.tasks.iter().find(|task| task.id == id)?;
+                Some(task.grants.iter().map(|grant| (grant.id, grant.value.version)).collect())
+            }
+        }
+    }
+
+    /// All of its tasks.
+    pub fn tasks(&self) -> BTreeMap<TaskId, Vec<(GrantId, Version)>> {
+        match self {
+            Self::There(tasks) => tasks.clone(),
+            Self::Here(assignment) => {
+                let tasks = assignment.iter().flat_map(|assignment| &assignment.tasks);
+                tasks.filter_map(|task| Some((task.id, self.task(task.id)?))).collect()
+            }
+        }
     }
 }
 
@@ -175,8 +207,14 @@ impl Sessions {
             connected: session.stream != 0,
             peer: session.peer.clone(),
             revision: session.revision(),
-            delivered: session.delivered.clone(),
+            shown: Shown::Here(session.delivered.clone()),
         }
+    }
+
+    /// All nodes that are connected.
+    pub fn connected_nodes(&self) -> Vec<NodeId> {
+        let table = self.table();
+        table.sessions.iter().filter(|(_, s)| s.stream != 0).map(|(node, _)| *node).collect()
     }
 
     /// How many nodes are connected.

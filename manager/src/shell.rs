@@ -1,22 +1,28 @@
 //! What the services of one manager share. Invariant: reads and commands of the API go through here and ask for an
 //! [`Authorized`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyhole_domain::{ClusterId, NodeId, Revision};
 use keyhole_proto::v1;
+use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_secmem::Key32;
-use keyhole_state::{Cluster, Command, Envelope, Outcome, Rejected, State};
+use keyhole_state::{Cluster, Command, Envelope, Member, Outcome, Rejected, State};
 use keyhole_wire::seal::EdgeKeyPair;
 use keyhole_wire::tls::{Connections, LiveTls};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tonic::{Request, Status};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 
 use crate::audit::AuditLog;
-use crate::authz::{Action, Authorized, Gate};
-use crate::raft::{Change, ProposeError, RaftHandle, Status as RaftStatus};
+use crate::authz::{Action, Authorized, Gate, act};
+use crate::raft::{
+    Change, Peer, Progress, ProposeError, RaftHandle, StateMachine, Status as RaftStatus,
+    TypeConfig,
+};
 use crate::seal::Keyring;
 use crate::sessions::Sessions;
 use crate::{clock, status};
@@ -66,12 +72,18 @@ impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Rejected(reason) => status::rejected(&reason),
-            Refused::Unavailable(error @ ProposeError::Unknown) => Self::unknown(error.to_string()),
-            Refused::Unavailable(
-                error @ (ProposeError::NotLeader { .. } | ProposeError::Stopped { .. }),
-            ) => Self::unavailable(error.to_string()),
+            Refused::Unavailable(error) => unavailable(&error),
         }
     }
+}
+
+fn unavailable(error: &ProposeError) -> Status {
+    let code = match error {
+        ProposeError::Unknown => Code::Unknown,
+        ProposeError::Refused { .. } => Code::PermissionDenied,
+        ProposeError::NotLeader { .. } | ProposeError::Stopped { .. } => Code::Unavailable,
+    };
+    Status::new(code, error.to_string())
 }
 
 /// A command that was applied.
@@ -130,6 +142,103 @@ impl Shell {
         })
     }
 
+    /// As [`Self::authorize`], by a state that has all that was committed before this call; what the handler then looks
+    /// at does so too.
+    pub(crate) async fn authorize_latest<A: Action, T: Send + Sync>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<Authorized<A>, Status> {
+        self.replica.catch_up().await.map_err(|error| unavailable(&error))?;
+        self.authorize(request)
+    }
+
+    /// Proposes what another manager passed on, if this one leads; its index once it is committed.
+    pub(crate) async fn propose_forwarded(
+        &self,
+        _by: &Authorized<act::Forward>,
+        envelope: Envelope,
+    ) -> Result<u64, Status> {
+        match self.replica.propose_here(envelope).await {
+            Ok(committed) => Ok(committed.index),
+            Err(error @ ProposeError::NotLeader { .. }) => {
+                Err(Status::failed_precondition(error.to_string()))
+            }
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// Up to where a read must be applied to see all that was committed before this call, if this manager leads.
+    pub(crate) async fn read_index(&self, _by: &Authorized<act::Forward>) -> Result<u64, Status> {
+        let index = self.replica.read_index().await;
+        index.map_err(|error| Status::failed_precondition(error.to_string()))
+    }
+
+    /// If this manager leads: lets another one lead; 0 is the one that is furthest.
+    pub(crate) async fn hand_over_here(&self, to: u64) -> Result<u64, String> {
+        self.replica.hand_over((to != 0).then_some(to)).await
+    }
+
+    /// Lets another manager lead than the one that does; 0 is the one that is furthest.
+    pub(crate) async fn hand_over(&self, to: u64) -> Result<u64, Status> {
+        let refused = Status::failed_precondition;
+        let status = self.replica.status();
+        if status.is_leader {
+            return self.hand_over_here(to).await.map_err(refused);
+        }
+        let (leader, peer) = self.leader(&status)?;
+        let mut client = self.peer_client(leader, &peer).await.map_err(Status::unavailable)?;
+        Ok(client.hand_over(v1::HandOverRequest { to }).await?.into_inner().to)
+    }
+
+    /// How the leader sees the others, with the last entry of its log.
+    pub(crate) async fn progress(&self) -> Result<(u64, BTreeMap<u64, Progress>), Status> {
+        let status = self.replica.status();
+        if status.is_leader {
+            return Ok((status.last_log, status.others));
+        }
+        let (leader, peer) = self.leader(&status)?;
+        let mut client = self.peer_client(leader, &peer).await.map_err(Status::unavailable)?;
+        let reply = client.progress(v1::ProgressRequest {}).await?.into_inner();
+        let progress = |member: v1::MemberProgress| {
+            let silent = member.silent_millis.map(Duration::from_millis);
+            (member.member, Progress { matched: member.matched, silent })
+        };
+        Ok((reply.last_log, reply.members.into_iter().map(progress).collect()))
+    }
+
+    fn leader(&self, status: &RaftStatus) -> Result<(u64, Peer), Status> {
+        let leader = status.leader.filter(|leader| *leader != self.own.member);
+        let peer = leader.and_then(|id| Some((id, status.members.get(&id)?.0.clone())));
+        peer.ok_or_else(|| unavailable(&ProposeError::NotLeader { leader: None }))
+    }
+
+    /// openraft, for what other managers call.
+    pub(crate) fn raft(&self) -> &openraft::Raft<TypeConfig, StateMachine> {
+        self.replica.raft()
+    }
+
+    /// All other managers.
+    pub(crate) fn other_managers(&self) -> Vec<(u64, Peer)> {
+        let others = |state: &State| {
+            let members = state.members().values().filter(|member| member.id != self.own.member);
+            let peer = |member: &Member| Peer {
+                address: member.address.clone(),
+                name: member.node.to_string(),
+            };
+            members.map(|member| (member.id, peer(member))).collect()
+        };
+        self.replica.read(others)
+    }
+
+    /// A client of another manager.
+    pub(crate) async fn peer_client(
+        &self,
+        member: u64,
+        peer: &Peer,
+    ) -> Result<PeerClient<Channel>, String> {
+        self.replica.peers().client(member, peer).await.map_err(|error| error.to_string())
+    }
+
     /// Looks at the state for the caller.
     pub(crate) fn view<A: Action, R>(
         &self,
@@ -176,6 +285,16 @@ impl Shell {
     /// Raft's own figures.
     pub(crate) fn replica_status<A: Action>(&self, _by: &Authorized<A>) -> RaftStatus {
         self.replica.status()
+    }
+
+    /// Waits until Raft is as `is` wants it, or for so long.
+    pub(crate) async fn wait_raft<A: Action>(
+        &self,
+        _by: &Authorized<A>,
+        within: Duration,
+        is: impl Fn(&RaftStatus) -> bool,
+    ) -> bool {
+        self.replica.wait_status(within, is).await
     }
 
     /// Passes changes that are applied from now on to the sessions, until this manager stops.

@@ -183,6 +183,7 @@ impl Membership {
             token: token.reveal().to_string(),
             csr: csr.into(),
             hostname: hostname.to_owned(),
+            ..v1::JoinRequest::default()
         };
         let reply = CaClient::new(channel)
             .join(request)

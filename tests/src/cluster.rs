@@ -1,11 +1,13 @@
-//! One manager with its own data folder, address and operator socket, and the CLI pointed at it.
+//! Managers, each with its own data folder, address and operator socket, and the CLI pointed at it.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
@@ -14,8 +16,12 @@ use crate::clock::move_clock;
 use crate::daemon::{Daemon, code, die_with_parent};
 use crate::ground::Ground;
 use crate::node::{Node, NodeOptions};
+use crate::wait;
 
-/// A cluster of one manager.
+/// Numbers for the folders of those that join.
+static MANAGERS: AtomicU32 = AtomicU32::new(2);
+
+/// A cluster, by one manager of it: the only one, unless others joined.
 #[derive(Debug)]
 pub struct Cluster {
     manager: Daemon,
@@ -61,9 +67,44 @@ impl Cluster {
         let address = free_address();
         let (socket, data) = (ground.folder().join("m.sock"), ground.folder().join("m"));
         let mut command = manager_command(&data, address, &socket);
-        command.args(&args).envs(env.iter().cloned());
+        command.arg("--init").args(&args).envs(env.iter().cloned());
         let mut manager = Daemon::start(&ground, "manager", command);
         manager.wait_for_word("ready");
+        Self { manager, address, socket, data, args, env, days: 0, ground }
+    }
+
+    /// So many managers of one cluster, all of which vote.
+    pub fn of(managers: usize) -> Vec<Self> {
+        let mut all = vec![Self::start()];
+        while all.len() < managers {
+            let next = all[0].join();
+            all.push(next);
+        }
+        wait::until("all managers to vote", || {
+            let roles = all[0].ok(["manager", "ls", "--format", "{{.Role}}"]);
+            match roles == "Voter\n".repeat(managers) {
+                true => Ok(()),
+                false => Err(roles),
+            }
+        });
+        all
+    }
+
+    /// Another manager, which joins this one's cluster and is ready.
+    pub fn join(&self) -> Self {
+        let number = MANAGERS.fetch_add(1, Ordering::Relaxed);
+        let folder = self.ground.folder();
+        let (socket, data) =
+            (folder.join(format!("m{number}.sock")), folder.join(format!("m{number}")));
+        let token = folder.join(format!("m{number}.token"));
+        fs::write(&token, self.ok(["cluster", "join-token", "-q", "manager"])).expect("our folder");
+        let address = free_address();
+        let mut command = manager_command(&data, address, &socket);
+        command.args(["--join", &self.address.to_string(), "--token-file"]).arg(&token);
+        command.args(&self.args).envs(self.env.iter().cloned());
+        let mut manager = Daemon::start(&self.ground, "manager", command);
+        manager.wait_for_word("ready");
+        let (args, env, ground) = (self.args.clone(), self.env.clone(), self.ground.clone());
         Self { manager, address, socket, data, args, env, days: 0, ground }
     }
 
@@ -206,10 +247,10 @@ pub fn plain_command() -> Command {
     command
 }
 
-/// `keyhole manager run` on a folder; initialises it if it is empty.
+/// `keyhole manager run` on a folder.
 pub(crate) fn manager_command(data: &Path, address: SocketAddr, socket: &Path) -> Command {
     let mut command = plain_command();
-    command.args(["manager", "run", "--init", "--data-dir"]).arg(data);
+    command.args(["manager", "run", "--data-dir"]).arg(data);
     command.arg("--listen").arg(address.to_string()).arg("--socket").arg(socket);
     command
 }

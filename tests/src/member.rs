@@ -57,6 +57,7 @@ impl Member {
             token: token_text.to_owned(),
             csr: csr.into(),
             hostname: hostname.to_owned(),
+            ..Default::default()
         };
         let issued = CaClient::new(channel).join(request).await?.into_inner();
         let identity = Identity::new(owned(issued.chain), key)?;

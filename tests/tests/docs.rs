@@ -158,6 +158,11 @@ fn cookbook() {
 }
 
 #[test]
+fn several_managers() {
+    check("docs/MANAGERS.md", ONE_MACHINE);
+}
+
+#[test]
 fn troubleshooting() {
     check("docs/TROUBLESHOOTING.md", ONE_MACHINE);
 }

@@ -499,7 +499,8 @@ impl Machine {
 }
 
 fn init() -> Command {
-    let key = SealedKey::default();
+    let seal = KeySeal { enc: vec![1], ciphertext: vec![2] };
+    let key = SealedKey { seals: [(1, seal)].into() };
     let token = TokenRecord { hash: [0; 32], salt: [0; 32], epoch: 1 };
     Command::Init(Box::new(InitCluster {
         id: keyhole_domain::ClusterId::from_entropy([0; 16]),
@@ -509,7 +510,14 @@ fn init() -> Command {
         worker_token: token.clone(),
         manager_token: token,
         certificate_seconds: 86_400,
-        member: Member { id: 1, node: node(200), address: "a:1".into(), seal_key: [0; 32] },
+        member: Member {
+            id: 1,
+            node: node(200),
+            hostname: String::new(),
+            address: "a:1".into(),
+            seal_key: [0; 32],
+            voter: true,
+        },
     }))
 }
 

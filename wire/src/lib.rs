@@ -5,6 +5,7 @@
 //! Its invariant: a plaintext is in [`keyhole_secmem::SecretBytes`] or nowhere.
 
 pub mod format;
+pub mod http2;
 pub mod seal;
 pub mod tls;
 pub mod token;

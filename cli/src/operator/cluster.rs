@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use keyhole_proto::v1;
 
-use super::Manager;
+use super::{Manager, manager};
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
@@ -120,12 +120,17 @@ fn unconstrained(cluster: &v1::ClusterInfo) -> &'static str {
 }
 
 fn datum(cluster: &v1::ClusterInfo) -> Datum {
-    let members = cluster.members.iter().map(|member| {
+    let members = cluster.managers.iter().map(|manager| {
         Datum::Record(vec![
-            ("ID", member.id.into()),
-            ("NodeID", (&member.node).into()),
-            ("Addr", (&member.address).into()),
-            ("Leader", member.leader.into()),
+            ("ID", manager.member.into()),
+            ("NodeID", (&manager.id).into()),
+            ("Hostname", (&manager.hostname).into()),
+            ("Addr", (&manager.address).into()),
+            ("Leader", manager.leader.into()),
+            ("Voter", manager.voter.into()),
+            ("Reachable", manager.reached.into()),
+            ("Behind", manager.behind.into()),
+            ("Trouble", (&manager.trouble).into()),
         ])
     });
     let raft = vec![
@@ -136,6 +141,7 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
     ];
     Datum::Record(vec![
         ("ID", (&cluster.id).into()),
+        ("Health", (&cluster.health).into()),
         ("Incarnation", cluster.incarnation.into()),
         ("CreatedAt", time::rfc3339(cluster.created_at).into()),
         ("Managers", Datum::List(members.collect())),
@@ -160,6 +166,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
     let lifetime = Duration::from_secs(cluster.certificate_seconds);
     let lines = [
         ("ID", cluster.id.clone()),
+        ("Health", cluster.health.clone()),
         ("Created at", time::rfc3339(cluster.created_at)),
         ("Revision", format!("{}.{}", cluster.incarnation, cluster.applied)),
         (
@@ -182,9 +189,17 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("CA", format!("expires {}", time::until(cluster.ca_expires_at, now))),
         ("Refused", format!("{} requests since this manager started", cluster.refused)),
     ];
-    let members = cluster.members.iter().map(|member| {
-        let leader = if member.leader { ", leader" } else { "" };
-        format!("{} at {} (member {}{leader})", member.node, member.address, member.id)
+    let members = cluster.managers.iter().map(|manager| {
+        let (status, role) = (manager::status(manager), manager::role(manager));
+        let (status, role) = (status.to_lowercase(), role.to_lowercase());
+        let trouble = match manager.trouble.as_str() {
+            "" => String::new(),
+            trouble => format!("; {trouble}"),
+        };
+        format!(
+            "{} {} at {} (member {}, {role}, {status}, {} behind){trouble}",
+            manager.id, manager.hostname, manager.address, manager.member, manager.behind
+        )
     });
     pretty_lines(&lines) + &pretty_list("Managers", &members.collect::<Vec<_>>())
 }

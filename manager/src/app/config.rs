@@ -53,9 +53,6 @@ impl ManagerConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), StartError> {
-        if self.join.is_some() {
-            return Err(StartError::JoinUnknown);
-        }
         check_lifetime(self.cert_expiry.as_secs()).map_err(StartError::Lifetime)
     }
 

@@ -10,12 +10,44 @@ use crate::store::StoreError;
 /// Why a manager does not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// More than one manager.
+    /// The cluster did not let this manager in.
+    #[error("cannot join the cluster of the manager at {address}: {why}")]
+    Join {
+        /// The manager that was asked.
+        address: String,
+        /// Why.
+        why: String,
+    },
+    /// The join token.
+    #[error("--token-file {file}: {why}")]
+    Token {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// It was let in, and stopped before its store was made.
     #[error(
-        "--join is not in this version: a cluster has one manager; start this one with --init, or join this machine as \
-         a node with 'keyhole node run --join'"
+        "the data folder {folder} is of a join that was cut short; empty it, remove manager {manager} with 'keyhole \
+         manager rm', and join again"
     )]
-    JoinUnknown,
+    HalfJoined {
+        /// The folder.
+        folder: String,
+        /// The id that it was given.
+        manager: String,
+    },
+    /// It is no member any more.
+    #[error(
+        "this manager ({manager}) was removed from the cluster: {why}; to join again, empty the data folder and start it \
+         with --join"
+    )]
+    Removed {
+        /// Its certificate's id.
+        manager: String,
+        /// Who says so.
+        why: String,
+    },
     /// A lifetime out of range.
     #[error("--cert-expiry: {0}")]
     Lifetime(LifetimeError),
@@ -90,6 +122,10 @@ pub enum StartError {
 impl StartError {
     pub(super) fn system(doing: &'static str, why: impl std::fmt::Display) -> Self {
         Self::System { doing, why: why.to_string() }
+    }
+
+    pub(super) fn token(file: &std::path::Path, why: &dyn std::fmt::Display) -> Self {
+        Self::Token { file: file.display().to_string(), why: why.to_string() }
     }
 
     pub(super) fn certificate(why: String) -> Self {

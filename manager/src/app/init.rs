@@ -16,12 +16,14 @@ use keyhole_state::{
     Actor, ClusterChange, Command, Envelope, InitCluster, Member, Rejected, State, TokenRole,
 };
 use keyhole_wire::seal::EdgeKeyPair;
+use keyhole_wire::tls::LiveTls;
 use tokio::sync::watch;
 
+use super::join::{self, JOINED_AS, Joined, Proof};
 use super::{ManagerConfig, StartError};
 use crate::audit::AuditLog;
 use crate::keys::Kek;
-use crate::raft::{NoPeers, Peer, ProposeError, RaftHandle, StartOptions};
+use crate::raft::{Peer, Peers, ProposeError, RaftHandle, StartOptions};
 use crate::seal::{Keyring, MemberKey, Purpose, seal_key_for_members};
 use crate::shell::OwnIdentity;
 use crate::store::{Store, StoreError, StoreIdentity};
@@ -34,28 +36,31 @@ const LEADS_WITHIN: Duration = Duration::from_secs(20);
 /// The name of this member's HPKE key among the store's local secrets.
 const MEMBER_KEY: &str = "member hpke key";
 
-/// An open store with its cluster.
+/// An open store with its cluster, or with what it needs to be given one.
 pub(super) struct Opened {
     pub(super) replica: RaftHandle,
     pub(super) keyring: Keyring,
     pub(super) own: OwnIdentity,
     pub(super) audit: Arc<AuditLog>,
+    pub(super) tls: LiveTls,
     /// Why this manager has to stop, once it has to.
     pub(super) failed: watch::Receiver<Option<String>>,
 }
 
-/// Opens the folder, or makes a cluster in it.
+/// Opens the folder, or makes or joins a cluster with it.
 pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Opened, StartError> {
-    let kek = prepare(config)?;
+    let address = config.advertise.clone().unwrap_or_else(|| reachable(bound));
+    let (kek, joined) = prepare(config, &address).await?;
     let audit = config.data_dir.join("audit");
     let audit = AuditLog::open(&audit).map_err(|e| folder_error("keep the audit in", &audit, e))?;
     let audit = Arc::new(audit);
     let (stopping, failed) = watch::channel(None);
     let observer = audit.clone();
+    let peers = Peers::default();
     let replica = RaftHandle::start(
         &config.data_dir,
         &kek,
-        NoPeers,
+        peers.clone(),
         StartOptions::default(),
         Arc::new(move |record| observer.applied(record)),
         // The first reason is the one that matters.
@@ -64,9 +69,11 @@ pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Op
         }),
     )
     .await?;
-    let opened = lead(config, bound, &replica).await;
-    match opened {
-        Ok((own, keyring)) => Ok(Opened { replica, keyring, own, audit, failed }),
+    match enter(config, address, joined, &replica).await {
+        Ok((own, keyring, tls)) => {
+            let replica = replica.with_peers(peers, own.cluster, tls.clone());
+            Ok(Opened { replica, keyring, own, audit, tls, failed })
+        }
         Err(error) => {
             // The reason to stop is the one above.
             let _ = replica.shutdown().await;
@@ -76,9 +83,12 @@ pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Op
 }
 
 /// The folder and the key file; makes the store if there is none and that was asked for.
-fn prepare(config: &ManagerConfig) -> Result<Kek, StartError> {
+async fn prepare(
+    config: &ManagerConfig,
+    address: &str,
+) -> Result<(Kek, Option<Joined>), StartError> {
     let (folder, file) = (&config.data_dir, config.kek());
-    if config.init {
+    if config.init || config.join.is_some() {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         // A path that exists already and is no folder has its own reason, found by reading it below.
         let exists = |e: &io::Error| e.kind() == io::ErrorKind::AlreadyExists;
@@ -97,21 +107,26 @@ fn prepare(config: &ManagerConfig) -> Result<Kek, StartError> {
             everything; keep it elsewhere with --kek-file");
     }
     if Store::exists(folder) {
-        return Ok(Kek::open(&file)?);
+        return Ok((Kek::open(&file)?, None));
     }
-    if !config.init {
+    if !config.init && config.join.is_none() {
         let folder = folder.display().to_string();
         return Err(StoreError::NotInitialised { folder }.into());
     }
     refuse_strangers(folder, &file)?;
     let kek = Kek::open_or_create(&file)?;
+    if let Some(asked) = &config.join {
+        let joined = join::join(asked, address, &own_hostname()).await?;
+        Store::create(folder, &joined.identity, &kek)?;
+        return Ok((kek, Some(joined)));
+    }
     let identity = StoreIdentity {
         cluster: ClusterId::from_entropy(random()?).to_string(),
         manager: NodeId::from_entropy(random()?).to_string(),
         member: FIRST,
     };
     Store::create(folder, &identity, &kek)?;
-    Ok(kek)
+    Ok((kek, None))
 }
 
 /// Only what an initialisation that was cut short left may be there.
@@ -147,40 +162,89 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
     Ok(bytes)
 }
 
-/// Takes the lead, with a cluster in the state.
-async fn lead(
+/// Who this manager is and with what it proves it; a cluster is made if there is none and that was asked for.
+async fn enter(
     config: &ManagerConfig,
-    bound: SocketAddr,
+    address: String,
+    joined: Option<Joined>,
     replica: &RaftHandle,
-) -> Result<(OwnIdentity, Keyring), StartError> {
+) -> Result<(OwnIdentity, Keyring, LiveTls), StartError> {
     let identity = replica.identity();
     let odd = |e: keyhole_domain::IdError| StartError::system("use the store's identity", e);
     let own = OwnIdentity {
         cluster: identity.cluster.parse().map_err(odd)?,
         manager: identity.manager.parse().map_err(odd)?,
         member: identity.member,
-        address: config.advertise.clone().unwrap_or_else(|| reachable(bound)),
+        address,
     };
+    if let Some(Joined { pair, proof, .. }) = joined {
+        keep_member_key(replica, &pair).await?;
+        replica.local_put(JOINED_AS, Some(proof.to_secret()?)).await?;
+    }
+    let proof = replica.local_get(JOINED_AS)?.map(|kept| Proof::from_secret(&kept)).transpose()?;
+    let known = replica.raft().is_initialized().await;
+    let known = known.map_err(|e| StartError::system("lead the cluster", e))?;
+    if own.member != FIRST && proof.is_none() {
+        let folder = config.data_dir.display().to_string();
+        return Err(StartError::HalfJoined { folder, manager: own.manager.to_string() });
+    }
+    if !known && proof.is_none() && !config.init {
+        return Err(half_initialised(config));
+    }
     let pair = member_key(replica).await?;
     let seal_key = *pair.public().as_bytes();
     let keyring = Keyring::new(MemberKey::new(own.member, pair));
-    let peer = Peer { address: own.address.clone(), name: own.manager.to_string() };
-    let known = replica.raft().is_initialized().await;
-    let known = known.map_err(|e| StartError::system("lead the cluster", e))?;
-    if !known && !config.init {
-        return Err(half_initialised(config));
+    if proof.is_none() {
+        lead(config, replica, &own, seal_key).await?;
     }
+    replica.read(check_clock)?;
+    let tls = prove(replica, &own, keyring.own(), proof)?;
+    Ok((own, keyring, tls))
+}
+
+/// The first manager of a cluster has to make it, and to lead it then if it is still the only one.
+async fn lead(
+    config: &ManagerConfig,
+    replica: &RaftHandle,
+    own: &OwnIdentity,
+    seal_key: [u8; 32],
+) -> Result<(), StartError> {
+    let peer = Peer { address: own.address.clone(), name: own.manager.to_string() };
     replica.found(peer).await.map_err(unavailable)?;
+    if replica.status().members.iter().any(|(id, (_, votes))| *votes && *id != own.member) {
+        return Ok(());
+    }
     if !replica.wait_leader(LEADS_WITHIN).await {
         return Err(StartError::system("lead the cluster", "no leader was elected in time"));
     }
     let known = replica.read_latest(|state| state.cluster().is_some()).await;
     match (known.map_err(unavailable)?, config.init) {
-        (true, _) => resume(replica, &own).await?,
-        (false, true) => found_cluster(config, replica, &own, seal_key).await?,
-        (false, false) => return Err(half_initialised(config)),
+        (true, _) => Ok(()),
+        (false, true) => found_cluster(config, replica, own, seal_key).await,
+        (false, false) => Err(half_initialised(config)),
     }
-    Ok((own, keyring))
+}
+
+/// This manager's certificate: issued by itself from its store, or the one that it joined with until it has the state.
+fn prove(
+    replica: &RaftHandle,
+    own: &OwnIdentity,
+    key: &MemberKey,
+    proof: Option<Proof>,
+) -> Result<LiveTls, StartError> {
+    let issued = replica.read(|state| {
+        let cluster = state.cluster().filter(|_| state.members().contains_key(&own.member))?;
+        let issued = ca::own_identity(cluster, key, own);
+        Some(issued.map(|identity| (identity, vec![cluster.ca_certificate.clone()])))
+    });
+    let (identity, roots) = match (issued, proof) {
+        (Some(issued), _) => issued.map_err(|e| StartError::certificate(e.to_string()))?,
+        (None, Some(proof)) => (proof.identity, proof.roots),
+        (None, None) => {
+            return Err(StartError::certificate("the cluster is not initialised".to_owned()));
+        }
+    };
+    LiveTls::new(Some(identity), roots).map_err(|e| StartError::certificate(e.to_string()))
 }
 
 fn half_initialised(config: &ManagerConfig) -> StartError {
@@ -195,11 +259,12 @@ fn unavailable(error: ProposeError) -> StartError {
 fn reachable(bound: SocketAddr) -> String {
     match bound.ip().is_unspecified() {
         false => bound.to_string(),
-        true => {
-            let system = rustix::system::uname();
-            format!("{}:{}", system.nodename().to_string_lossy(), bound.port())
-        }
+        true => format!("{}:{}", own_hostname(), bound.port()),
     }
+}
+
+fn own_hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// This member's own HPKE key; made at its first start.
@@ -214,10 +279,15 @@ async fn member_key(replica: &RaftHandle) -> Result<EdgeKeyPair, StartError> {
         return Ok(EdgeKeyPair::from_secret(key));
     }
     let pair = EdgeKeyPair::generate().map_err(lock)?;
-    let mut copy = SecretBytes::zeroed(32).map_err(lock)?;
-    copy.as_mut_slice().copy_from_slice(pair.secret().expose());
-    replica.local_put(MEMBER_KEY, Some(copy)).await?;
+    keep_member_key(replica, &pair).await?;
     Ok(pair)
+}
+
+async fn keep_member_key(replica: &RaftHandle, pair: &EdgeKeyPair) -> Result<(), StartError> {
+    let copy = SecretBytes::zeroed(32);
+    let mut copy = copy.map_err(|e| StartError::system("make this member's key", e))?;
+    copy.as_mut_slice().copy_from_slice(pair.secret().expose());
+    Ok(replica.local_put(MEMBER_KEY, Some(copy)).await?)
 }
 
 /// The first command of a cluster.
@@ -245,8 +315,14 @@ fn first_command(
     let mut copy = SecretBytes::zeroed(32).map_err(|e| failed(&e))?;
     copy.as_mut_slice().copy_from_slice(value_key.expose());
     let value_key = Arc::new(value_key);
-    let member =
-        Member { id: own.member, node: own.manager, address: own.address.clone(), seal_key };
+    let member = Member {
+        id: own.member,
+        node: own.manager,
+        hostname: own_hostname(),
+        address: own.address.clone(),
+        seal_key,
+        voter: true,
+    };
     let seal = |purpose, key: &SecretBytes| {
         seal_key_for_members(&own.cluster, purpose, key, [&member]).map_err(|e| failed(&e))
     };
@@ -263,17 +339,28 @@ fn first_command(
     })
 }
 
-/// A cluster that was made before: the clock must fit it, and others must find this manager.
-async fn resume(replica: &RaftHandle, own: &OwnIdentity) -> Result<(), StartError> {
-    replica.read(check_clock)?;
-    let known =
-        replica.read(|state| state.members().get(&own.member).map(|member| member.address.clone()));
-    if known.as_ref() == Some(&own.address) {
-        return Ok(());
+/// Tells the cluster where this manager is now, if it does not know.
+pub(super) async fn announce_address(replica: RaftHandle, own: OwnIdentity) {
+    const AGAIN: Duration = Duration::from_secs(2);
+    loop {
+        let known = |state: &State| state.members().get(&own.member).map(|m| m.address.clone());
+        match replica.read(known) {
+            Some(known) if known == own.address => return,
+            Some(_) => {
+                let address = Some((own.member, own.address.clone()));
+                let change = ClusterChange { address, ..ClusterChange::default() };
+                match propose(&replica, &own, Command::ChangeCluster(change)).await {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot tell the cluster this manager's address yet")
+                    }
+                }
+            }
+            // It has joined, and not been told the state yet.
+            None => {}
+        }
+        tokio::time::sleep(AGAIN).await;
     }
-    let address = Some((own.member, own.address.clone()));
-    let change = ClusterChange { address, ..ClusterChange::default() };
-    propose(replica, own, Command::ChangeCluster(change)).await
 }
 
 fn check_clock(state: &State) -> Result<(), StartError> {

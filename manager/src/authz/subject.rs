@@ -16,11 +16,13 @@ pub struct Denied {
     pub code: Code,
     /// For the caller.
     pub why: String,
+    /// For a manager that is not known: its certificate's id, and up to which index it is not.
+    pub unknown_manager: Option<(String, u64)>,
 }
 
 impl Denied {
     pub(super) fn new(code: Code, why: impl Into<String>) -> Self {
-        Self { code, why: why.into() }
+        Self { code, why: why.into(), unknown_manager: None }
     }
 }
 
@@ -108,6 +110,42 @@ impl Subject for MemberNode {
             }),
             Caller::Local(_) | Caller::Unknown => Err(no_certificate()),
         }
+    }
+}
+
+/// Another manager of the cluster.
+#[derive(Debug)]
+pub struct FellowManager {
+    member: u64,
+}
+
+impl FellowManager {
+    /// Its Raft id.
+    pub fn member(&self) -> u64 {
+        self.member
+    }
+}
+
+impl Subject for FellowManager {
+    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+        // Who has just joined knows no state yet; TLS has checked that the caller is of the cluster that it joined.
+        let identity = match (state.cluster(), caller) {
+            (None, Caller::Remote(peer)) => peer.identity.as_ref().ok_or_else(no_certificate)?,
+            _ => valid(caller, state)?,
+        };
+        if identity.role != Role::Manager {
+            let why = format!("a {}'s certificate is not a manager's", identity.role);
+            return Err(Denied::new(Code::PermissionDenied, why));
+        }
+        if state.cluster().is_none() {
+            return Ok(Self { member: 0 });
+        }
+        let known = state.members().values().find(|member| member.node.as_str() == identity.id);
+        known.map(|member| Self { member: member.id }).ok_or_else(|| Denied {
+            code: Code::PermissionDenied,
+            why: format!("manager {} is no member of this cluster (any more)", identity.id),
+            unknown_manager: Some((identity.id.clone(), state.index())),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keyhole_domain::NodeId;
 use keyhole_proto::v1;
-use keyhole_state::{Command, Rejected, TokenRole};
+use keyhole_state::{Command, Member, Rejected, TokenRole};
 use keyhole_wire::tls::Role;
 use keyhole_wire::tls::certificate::csr_public_key;
 use keyhole_wire::token::JoinToken;
@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::{CaError, Holder, issue, token};
 use crate::authz::{Action, Authorized, act};
-use crate::shell::{Refused, Shell, entropy};
+use crate::seal::seal_keys_for;
+use crate::shell::{ATTEMPTS, Refused, Shell, entropy};
 use crate::status::{internal, invalid};
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -32,7 +33,7 @@ impl v1::ca_server::Ca for CaApi {
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Reply<v1::Certificate> {
-        let by = self.0.authorize::<act::Join, _>(&request)?;
+        let by = self.0.authorize_latest::<act::Join, _>(&request).await?;
         join(&self.0, &by, request.into_inner()).await.map(Response::new)
     }
 
@@ -52,10 +53,59 @@ async fn join(
     // What can be wrong in the request is found before the newcomer gets an entry.
     let hostname = hostname(&request.hostname)?;
     csr_public_key(&request.csr).map_err(invalid)?;
-    admit(shell, by, request.token)?;
-    let id = add_node(shell, by, hostname).await?;
-    let role = Role::Node;
-    certificate(shell, by, Holder { id, role }, &request.csr)
+    match admit(shell, by, request.token)? {
+        TokenRole::Worker => {
+            let id = add_node(shell, by, hostname).await?;
+            certificate(shell, by, Holder { id, role: Role::Node }, &request.csr)
+        }
+        TokenRole::Manager => {
+            let seal_key = <[u8; 32]>::try_from(request.seal_key.as_ref())
+                .map_err(|_| invalid("a manager joins with its X25519 key of 32 bytes"))?;
+            let member = add_member(shell, by, (hostname, &request.address), seal_key).await?;
+            let holder = Holder { id: member.node, role: Role::Manager };
+            let issued = certificate(shell, by, holder, &request.csr)?;
+            Ok(v1::Certificate { member: member.id, ..issued })
+        }
+    }
+}
+
+/// Gives a newcomer the next number and seals the cluster's keys for it.
+async fn add_member(
+    shell: &Shell,
+    by: &Authorized<act::Join>,
+    (hostname, address): (&str, &str),
+    seal_key: [u8; 32],
+) -> Result<Member, Status> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    if port.and_then(|(_, port)| port.parse::<u16>().ok()).is_none_or(|port| port == 0)
+        || address.len() > 300
+        || address.contains(|c: char| c.is_whitespace() || c.is_control())
+    {
+        return Err(invalid("the address of a manager is HOST:PORT; set it with --advertise"));
+    }
+    for _ in 0..ATTEMPTS {
+        let node = NodeId::from_entropy(entropy()?);
+        let (member, keys) = shell.view_cluster(by, |_, cluster| {
+            let member = Member {
+                id: cluster.next_member,
+                node,
+                hostname: hostname.to_owned(),
+                address: address.to_owned(),
+                seal_key,
+                voter: true,
+            };
+            let keys = seal_keys_for(cluster, shell.keyring.own(), &member);
+            let keys = keys.map_err(|e| internal("cannot seal the cluster's keys", e))?;
+            Ok((member, keys))
+        })?;
+        match shell.propose(by, Command::AddMember { member: member.clone(), keys }).await {
+            Ok(_) => return Ok(member),
+            // Somebody else joined, or a key changed meanwhile.
+            Err(Refused::Rejected(Rejected::IdTaken { .. } | Rejected::KeysRaced { .. })) => {}
+            Err(refused) => return Err(refused.into()),
+        }
+    }
+    Err(Status::aborted("too many managers join at the same time; try again"))
 }
 
 fn hostname(text: &str) -> Result<&str, Status> {
@@ -67,7 +117,7 @@ fn hostname(text: &str) -> Result<&str, Status> {
 }
 
 /// Whether the token is the current one. A wrong one is refused like any caller that may not.
-fn admit(shell: &Shell, by: &Authorized<act::Join>, text: String) -> Result<(), Status> {
+fn admit(shell: &Shell, by: &Authorized<act::Join>, text: String) -> Result<TokenRole, Status> {
     let text = zeroize::Zeroizing::new(text);
     let refuse = |why: &str| {
         shell.audit.refused_actor(by.actor(), act::Join::NAME, why);
@@ -81,10 +131,7 @@ fn admit(shell: &Shell, by: &Authorized<act::Join>, text: String) -> Result<(), 
         Ok((token.pins(&cluster.ca_certificate), token::role_of(cluster, &token)))
     })?;
     match role {
-        (true, Some(TokenRole::Worker)) => Ok(()),
-        (true, Some(TokenRole::Manager)) => Err(Status::unimplemented(
-            "more managers than one are not in this version of keyhole; use the worker token",
-        )),
+        (true, Some(role)) => Ok(role),
         (true, None) => refuse(
             "the join token is not valid (any more); get the current one with 'keyhole cluster join-token worker'",
         ),
@@ -127,6 +174,7 @@ fn certificate<A: Action>(
             chain: vec![leaf.into()],
             roots: vec![cluster.ca_certificate.clone().into()],
             managers: members.map(|member| member.address.clone()).collect(),
+            member: 0,
         })
     })
 }

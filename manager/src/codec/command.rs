@@ -9,9 +9,9 @@ use keyhole_state::{
 
 use super::{
     DecodeError, Result, availability_in, availability_out, constraints_in, key_in, key_out,
-    labels_in, labels_out, member_in, member_out, optional_version, parse, request_in, request_out,
-    required, token_in, token_out, unconstrained_in, unconstrained_out, value_in, value_out,
-    version, version_number,
+    labels_in, labels_out, member_in, member_keys_in, member_keys_out, member_out,
+    optional_version, parse, request_in, request_out, required, token_in, token_out,
+    unconstrained_in, unconstrained_out, value_in, value_out, version, version_number,
 };
 
 /// An envelope as the log's record.
@@ -120,6 +120,12 @@ fn command_out(command: &Command) -> out::Command {
             availability: change.availability.map_or(0, |to| availability_out(to).into()),
         }),
         Command::RemoveNode { id } => Out::RemoveNode(out::RemoveNode { id: id.to_string() }),
+        Command::AddMember { member, keys } => Out::AddMember(out::AddMember {
+            member: Some(member_out(member)),
+            keys: Some(member_keys_out(keys)),
+        }),
+        Command::SetVoter { id, voter } => Out::SetVoter(out::SetVoter { id: *id, voter: *voter }),
+        Command::RemoveMember { id } => Out::RemoveMember(out::RemoveMember { id: *id }),
         Command::RotateToken { role, token } => Out::RotateToken(out::RotateToken {
             role: role_out(*role).into(),
             token: Some(token_out(token)),
@@ -240,6 +246,12 @@ fn command_in(command: out::Command) -> Result<Command> {
             },
         },
         In::RemoveNode(remove) => Command::RemoveNode { id: parse("id", &remove.id)? },
+        In::AddMember(add) => Command::AddMember {
+            member: member_in(required("member", add.member)?)?,
+            keys: member_keys_in(required("keys", add.keys)?)?,
+        },
+        In::SetVoter(set) => Command::SetVoter { id: set.id, voter: set.voter },
+        In::RemoveMember(remove) => Command::RemoveMember { id: remove.id },
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,
             token: token_in(required("token", rotate.token)?)?,
@@ -303,7 +315,8 @@ mod tests {
     use crate::codec::{decode_row, encode_row};
     use keyhole_domain::{NodeId, SecretId, ServiceId, TaskId, Version};
     use keyhole_state::{
-        Availability, KeySeal, Member, SealedKey, SealedValue, State, TokenRecord, Unconstrained,
+        Availability, KeySeal, Member, MemberKeys, SealedKey, SealedValue, State, TokenRecord,
+        Unconstrained,
     };
     use prost::Message;
 
@@ -339,7 +352,23 @@ mod tests {
         let service = ServiceId::from_entropy([2; 16]);
         let (node, task) = (NodeId::from_entropy([3; 16]), TaskId::from_entropy([4; 16]));
         let token = TokenRecord { hash: [5; 32], salt: [6; 32], epoch: 1 };
-        let member = Member { id: 1, node, address: "a:1".into(), seal_key: [7; 32] };
+        let member = Member {
+            id: 1,
+            node,
+            hostname: String::new(),
+            address: "a:1".into(),
+            seal_key: [7; 32],
+            voter: true,
+        };
+        let second = Member {
+            id: 2,
+            node: NodeId::from_entropy([10; 16]),
+            hostname: "beta".into(),
+            address: "b:2".into(),
+            ..member.clone()
+        };
+        let seal = KeySeal { enc: vec![3; 32], ciphertext: vec![4; 48] };
+        let keys = MemberKeys { ca: seal.clone(), keyring: [(1, seal)].into() };
         let constraints = vec!["node.labels.k==v".parse().unwrap()];
         let name = || "web".parse().unwrap();
         vec![
@@ -410,6 +439,9 @@ mod tests {
             }),
             Command::RemoveService { id: service },
             Command::RemoveNode { id: node },
+            Command::AddMember { member: second, keys },
+            Command::SetVoter { id: 2, voter: false },
+            Command::RemoveMember { id: 2 },
         ]
     }
 

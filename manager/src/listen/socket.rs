@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use crate::authz::{LocalPeer, operator_group};
@@ -53,7 +54,7 @@ pub enum SocketError {
 /// The listening socket; its file goes when it is dropped.
 #[derive(Debug)]
 pub struct OperatorSocket {
-    listener: Arc<UnixListener>,
+    listener: UnixListener,
     path: PathBuf,
     inode: u64,
 }
@@ -75,22 +76,55 @@ impl OperatorSocket {
         restrict(path).map_err(failed("restrict"))?;
         let listener = socket.listen(BACKLOG).map_err(failed("listen on"))?;
         let inode = fs::metadata(path).map_err(failed("look at"))?.ino();
-        Ok(Self { listener: Arc::new(listener), path: path.to_owned(), inode })
+        Ok(Self { listener, path: path.to_owned(), inode })
     }
 
-    /// The connections that it gets; never ends.
-    pub(super) fn accepted(&self) -> impl Stream<Item = io::Result<LocalConn>> + Send + use<> {
-        futures::stream::unfold(self.listener.clone(), |listener| async move {
+    /// The connections that it gets until `closing`; then its file goes, and the stream waits without an end.
+    pub(super) fn accepted(
+        self,
+        open: OpenCount,
+        closing: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Stream<Item = io::Result<LocalConn>> + Send {
+        let accepted = futures::stream::unfold((self, open), |(socket, open)| async move {
             loop {
-                match listener.accept().await.and_then(|(stream, _)| LocalConn::new(stream)) {
-                    Ok(conn) => return Some((Ok(conn), listener)),
+                let accepted = socket.listener.accept().await;
+                match accepted.and_then(|(stream, _)| LocalConn::new(stream, &open)) {
+                    Ok(conn) => return Some((Ok(conn), (socket, open))),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a local connection");
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
             }
-        })
+        });
+        accepted.take_until(Box::pin(closing)).chain(futures::stream::pending())
+    }
+}
+
+/// Counts the connections that are open.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OpenCount(Arc<watch::Sender<usize>>);
+
+impl OpenCount {
+    /// Until there is none.
+    pub(super) async fn none(&self) {
+        // The sender is here, so that the wait ends by the count only.
+        let _ = self.0.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    fn one(&self) -> OpenOne {
+        self.0.send_modify(|open| *open += 1);
+        OpenOne(self.clone())
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+struct OpenOne(OpenCount);
+
+impl Drop for OpenOne {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|open| *open = open.saturating_sub(1));
     }
 }
 
@@ -136,17 +170,18 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 pub(super) struct LocalConn {
     stream: UnixStream,
     peer: LocalPeer,
+    _open: OpenOne,
 }
 
 impl LocalConn {
-    fn new(stream: UnixStream) -> io::Result<Self> {
+    fn new(stream: UnixStream, open: &OpenCount) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
         let peer = LocalPeer {
             uid: credentials.uid(),
             gid: credentials.gid(),
             pid: credentials.pid().and_then(|pid| pid.try_into().ok()).unwrap_or(0),
         };
-        Ok(Self { stream, peer })
+        Ok(Self { stream, peer, _open: open.one() })
     }
 }
 

@@ -1,12 +1,16 @@
 //! The cluster itself: status, settings, join tokens.
 
+use std::collections::BTreeSet;
+
 use keyhole_proto::v1;
-use keyhole_state::{Cluster, ClusterChange, Command, State, TokenRole, Unconstrained};
+use keyhole_state::{Cluster, ClusterChange, Command, Health, State, TokenRole, Unconstrained};
 use tonic::Status;
 
+use super::managers;
 use crate::authz::{Action, Authorized, act};
 use crate::ca;
 use crate::codec::unconstrained_out;
+use crate::elsewhere::Seen;
 use crate::raft::Status as RaftStatus;
 use crate::shell::Shell;
 use crate::status::{internal, invalid};
@@ -16,9 +20,8 @@ type Reply<T> = Result<T, Status>;
 pub(super) async fn status(
     shell: &Shell,
     by: &Authorized<act::ClusterStatus>,
-    _: v1::ClusterStatusRequest,
 ) -> Reply<v1::ClusterInfo> {
-    describe(shell, by)
+    describe(shell, by).await
 }
 
 pub(super) async fn update(
@@ -42,7 +45,7 @@ pub(super) async fn update(
         address: None,
     };
     shell.propose(by, Command::ChangeCluster(change)).await?;
-    describe(shell, by)
+    describe(shell, by).await
 }
 
 pub(super) async fn join_token(
@@ -72,25 +75,45 @@ pub(super) async fn join_token(
     Ok(v1::JoinTokenReply { token: token.reveal().to_string(), address: shell.own.address.clone() })
 }
 
-fn describe<A: Action>(shell: &Shell, by: &Authorized<A>) -> Reply<v1::ClusterInfo> {
+async fn describe<A: Action>(shell: &Shell, by: &Authorized<A>) -> Reply<v1::ClusterInfo> {
+    let managers = managers::seen(shell, by).await;
+    let connected = Seen::gather(shell, BTreeSet::new()).await.connected();
     let raft = shell.replica_status(by);
-    shell.view_cluster(by, |state, cluster| Ok(info(shell, state, cluster, &raft)))
+    let health = health(&raft, &managers);
+    shell.view_cluster(by, |state, cluster| {
+        let connected = u32::try_from(connected).unwrap_or(u32::MAX);
+        Ok(v1::ClusterInfo { managers, connected, health, ..info(shell, state, cluster, &raft) })
+    })
+}
+
+/// In words; "ok" if there is nothing to say.
+fn health(raft: &RaftStatus, managers: &[v1::ManagerInfo]) -> String {
+    let of = |is: fn(&v1::ManagerInfo) -> bool| -> BTreeSet<u64> {
+        managers.iter().filter(|manager| is(manager)).map(|manager| manager.member).collect()
+    };
+    if raft.leader.is_none() {
+        return "no manager leads: nothing can be changed; running tasks keep their secrets"
+            .to_owned();
+    }
+    match Health::of(&of(|manager| manager.voter), &of(|manager| manager.reached)) {
+        Health::Whole => "ok".to_owned(),
+        Health::Degraded { missing, spare } => {
+            format!("{missing} of the managers that vote out of reach; {spare} more may be lost")
+        }
+        Health::NoQuorum { have, needed } => format!(
+            "no quorum: {have} of the managers that vote in reach, {needed} are needed; nothing can be changed, running \
+             tasks keep their secrets"
+        ),
+    }
 }
 
 fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v1::ClusterInfo {
-    let members = state.members().values().map(|member| v1::MemberInfo {
-        id: member.id,
-        node: member.node.to_string(),
-        address: member.address.clone(),
-        leader: raft.leader == Some(member.id),
-    });
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let own = shell.tls.identity();
     v1::ClusterInfo {
         id: cluster.id.to_string(),
         incarnation: cluster.incarnation,
         created_at: cluster.created_at.0,
-        members: members.collect(),
         term: raft.term,
         last_log: raft.last_log,
         applied: state.index(),
@@ -106,7 +129,9 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         secrets: count(state.secrets().len()),
         services: count(state.services().len()),
         nodes: count(state.nodes().len()),
-        connected: count(shell.sessions.connected()),
+        connected: 0,
+        managers: Vec::new(),
+        health: String::new(),
         epoch: cluster.epoch,
         refused: shell.audit.refusals(),
     }

@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::authz::{Authorized, act};
+use crate::elsewhere::{Elsewhere, Seen};
 use crate::shell::{Shell, revision_in};
 use crate::status::rejected;
 
@@ -23,10 +24,16 @@ pub(super) async fn secret_status(
     by: &Authorized<act::SecretStatus>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::SecretDelivery> {
+    let users = shell.view(by, |state| {
+        let secret = state.find_secret(&request.object).map_err(|e| rejected(&e))?;
+        let nodes = concerned(state, &[secret.id].into());
+        Ok::<_, Status>(nodes.into_iter().map(|(node, _)| node).collect())
+    })?;
+    let seen = Seen::gather(shell, users).await;
     shell.view(by, |state| {
         let secret = state.find_secret(&request.object).map_err(|e| rejected(&e))?;
         let live = state.tasks().values().filter(|task| task.end.is_none());
-        let tasks = live.flat_map(|task| deliveries(shell, state, secret, task));
+        let tasks = live.flat_map(|task| deliveries(&seen, state, secret, task));
         Ok(v1::SecretDelivery {
             id: secret.id.to_string(),
             name: secret.name.to_string(),
@@ -37,17 +44,17 @@ pub(super) async fn secret_status(
 }
 
 /// One for each version that the task is entitled to: a pinned grant may stand beside one that is not.
-fn deliveries(shell: &Shell, state: &State, secret: &Secret, task: &Task) -> Vec<v1::TaskDelivery> {
-    let session = shell.sessions.view(task.node);
+fn deliveries(seen: &Seen, state: &State, secret: &Secret, task: &Task) -> Vec<v1::TaskDelivery> {
+    let session = seen.view(task.node);
     let hostname = state.nodes().get(&task.node).map(|node| node.hostname.clone());
     let Some(service) = state.services().get(&task.service) else {
         return Vec::new();
     };
     let grants = service.spec.grants.iter().filter(|grant| grant.secret == secret.id);
+    let grants_shown = session.shown.task(task.id).unwrap_or_default();
     let shown = |grant| {
-        let grants = session.task(task.id).map(|own| &own.grants[..]);
-        let own = grants.unwrap_or_default().iter().find(|own| own.id == grant);
-        own.map_or(0, |own| own.value.version.get())
+        let own = grants_shown.iter().find(|(own, _)| *own == grant);
+        own.map_or(0, |(_, version)| version.get())
     };
     let admitted = state.standing(task) == Standing::Admitted;
     let pairs: BTreeSet<(u64, u64)> = grants
@@ -91,40 +98,47 @@ pub(super) fn watch(
 }
 
 async fn follow(
-    shell: &Shell,
+    shell: &Arc<Shell>,
     by: &Authorized<act::WatchDelivery>,
     (revision, secrets): (Revision, &BTreeSet<SecretId>),
     sender: &mpsc::Sender<Result<v1::DeliveryProgress, Status>>,
 ) {
     let mut moves = shell.sessions.subscribe();
+    let nodes = shell.view(by, |state| concerned(state, secrets));
+    let mut elsewhere = Elsewhere::watch(shell, revision, nodes.iter().map(|(node, _)| *node));
     let mut last = None;
     loop {
         moves.borrow_and_update();
-        let progress = progress(shell, by, revision, secrets);
-        let waiting = !progress.waiting.is_empty();
+        let nodes = shell.view(by, |state| concerned(state, secrets));
+        let progress = progress(shell, &elsewhere, revision, nodes);
+        // What other managers have to say is waited for, but not for long.
+        let waiting = !progress.waiting.is_empty() || elsewhere.is_awaited();
         if last.as_ref() != Some(&progress) {
             if sender.send(Ok(progress.clone())).await.is_err() {
                 return;
             }
             last = Some(progress);
         }
-        if !waiting || moves.changed().await.is_err() {
+        if !waiting {
             return;
+        }
+        tokio::select! {
+            moved = moves.changed() => if moved.is_err() { return },
+            () = elsewhere.moved() => {}
         }
     }
 }
 
 fn progress(
     shell: &Shell,
-    by: &Authorized<act::WatchDelivery>,
+    elsewhere: &Elsewhere,
     revision: Revision,
-    secrets: &BTreeSet<SecretId>,
+    nodes: BTreeSet<(NodeId, String)>,
 ) -> v1::DeliveryProgress {
-    let nodes = shell.view(by, |state| concerned(state, secrets));
     let mut progress = v1::DeliveryProgress::default();
     for (node, hostname) in nodes {
         progress.nodes += 1;
-        match shell.sessions.has(node, revision) {
+        match shell.sessions.has(node, revision).or_else(|| elsewhere.has(node)) {
             Some(true) => progress.delivered += 1,
             Some(false) => progress.waiting.push(hostname),
             None => progress.unreachable.push(hostname),

@@ -1,5 +1,7 @@
 //! Nodes: look, labels and availability, remove. Invariant: only operators change what is known of a node.
 
+use std::collections::BTreeSet;
+
 use keyhole_domain::NodeId;
 use keyhole_proto::v1;
 use keyhole_state::{Availability, Command, Node, NodeChange, State};
@@ -8,6 +10,7 @@ use tonic::Status;
 use super::labels;
 use crate::authz::{Action, Authorized, act};
 use crate::codec::availability_out;
+use crate::elsewhere::Seen;
 use crate::shell::{Shell, revision_out};
 use crate::status::{invalid, rejected};
 
@@ -18,9 +21,10 @@ pub(super) async fn list(
     by: &Authorized<act::ListNodes>,
     _: v1::ListRequest,
 ) -> Reply<v1::NodeList> {
+    let seen = Seen::gather(shell, BTreeSet::new()).await;
     shell.view(by, |state| {
         let nodes = state.nodes().values();
-        Ok(v1::NodeList { nodes: nodes.map(|node| info(shell, state, node)).collect() })
+        Ok(v1::NodeList { nodes: nodes.map(|node| info(&seen, state, node)).collect() })
     })
 }
 
@@ -29,9 +33,10 @@ pub(super) async fn inspect(
     by: &Authorized<act::InspectNode>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::NodeInfo> {
+    let seen = Seen::gather(shell, BTreeSet::new()).await;
     shell.view(by, |state| {
         let node = state.find_node(&request.object);
-        node.map(|node| info(shell, state, node)).map_err(|e| rejected(&e))
+        node.map(|node| info(&seen, state, node)).map_err(|e| rejected(&e))
     })
 }
 
@@ -50,8 +55,9 @@ pub(super) async fn update(
     let labels = labels::changed(&before, &request.label_rm, request.label_add)?;
     let change = NodeChange { labels: touched.then_some(labels), availability };
     shell.propose(by, Command::ChangeNode { id, change }).await?;
+    let seen = Seen::gather(shell, BTreeSet::new()).await;
     shell.view(by, |state| match state.nodes().get(&id) {
-        Some(node) => Ok(info(shell, state, node)),
+        Some(node) => Ok(info(&seen, state, node)),
         None => Err(Status::not_found(format!("node {id} not found"))),
     })
 }
@@ -74,7 +80,8 @@ pub(super) async fn remove(
     request: v1::RemoveNodeRequest,
 ) -> Reply<v1::Removed> {
     let (id, hostname) = find(shell, by, &request.node)?;
-    if !request.force && shell.sessions.view(id).connected {
+    let seen = Seen::gather(shell, BTreeSet::new()).await;
+    if !request.force && seen.view(id).connected {
         return Err(Status::failed_precondition(format!(
             "node {hostname} is connected; stop it first, or use --force"
         )));
@@ -90,8 +97,8 @@ fn find<A: Action>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<(Node
     })
 }
 
-fn info(shell: &Shell, state: &State, node: &Node) -> v1::NodeInfo {
-    let session = shell.sessions.view(node.id);
+fn info(seen: &Seen, state: &State, node: &Node) -> v1::NodeInfo {
+    let session = seen.view(node.id);
     let live = |task: &&keyhole_state::Task| task.node == node.id && task.end.is_none();
     let tasks = state.tasks().values().filter(live).count();
     v1::NodeInfo {

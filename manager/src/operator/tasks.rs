@@ -9,6 +9,7 @@ use keyhole_state::{Standing, State, Task};
 use tonic::Status;
 
 use crate::authz::{Authorized, act};
+use crate::elsewhere::Seen;
 use crate::sessions::SessionView;
 use crate::shell::Shell;
 use crate::status::rejected;
@@ -20,10 +21,19 @@ pub(super) async fn of_service(
     by: &Authorized<act::ServiceTasks>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::TaskList> {
-    shell.view(by, |state| {
+    let find = |state: &State| {
         let service = state.find_service(&request.object);
-        let id = service.map_err(|e| rejected(&e))?.id;
-        Ok(tasks(shell, state, |task| task.service == id))
+        service.map(|service| service.id).map_err(|e| rejected(&e))
+    };
+    let nodes = shell.view(by, |state| {
+        let id = find(state)?;
+        let tasks = state.tasks().values().filter(|task| task.service == id);
+        Ok::<_, Status>(tasks.map(|task| task.node).collect())
+    })?;
+    let seen = Seen::gather(shell, nodes).await;
+    shell.view(by, |state| {
+        let id = find(state)?;
+        Ok(tasks(&seen, state, |task| task.service == id))
     })
 }
 
@@ -32,18 +42,20 @@ pub(super) async fn of_node(
     by: &Authorized<act::NodeTasks>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::TaskList> {
-    shell.view(by, |state| {
-        let id = state.find_node(&request.object).map_err(|e| rejected(&e))?.id;
-        Ok(tasks(shell, state, |task| task.node == id))
-    })
+    let node = shell.view(by, |state| {
+        let node = state.find_node(&request.object);
+        node.map(|node| node.id).map_err(|e| rejected(&e))
+    })?;
+    let seen = Seen::gather(shell, [node].into()).await;
+    Ok(shell.view(by, |state| tasks(&seen, state, |task| task.node == node)))
 }
 
-fn tasks(shell: &Shell, state: &State, wanted: impl Fn(&Task) -> bool) -> v1::TaskList {
+fn tasks(seen: &Seen, state: &State, wanted: impl Fn(&Task) -> bool) -> v1::TaskList {
     let mut nodes = BTreeMap::new();
     let tasks = state.tasks().values().filter(|task| wanted(task)).map(|task| {
         let node = nodes.entry(task.node).or_insert_with(|| OnNode {
             entitled: state.assignment(task.node),
-            session: shell.sessions.view(task.node),
+            session: seen.view(task.node),
         });
         info(state, task, node)
     });
@@ -97,7 +109,8 @@ fn admitted(task: &Task, on: &OnNode) -> (&'static str, String) {
     }
     let ids = |grants: &[AssignedGrant]| -> Vec<u64> { grants.iter().map(|g| g.id.0).collect() };
     let wanted = entitled.map(|own| ids(&own.grants));
-    let shown = session.task(task.id).map(|own| ids(&own.grants));
+    let shown = session.shown.task(task.id);
+    let shown = shown.map(|own| own.into_iter().map(|(id, _)| id.0).collect());
     match wanted == shown {
         true => ("Running", String::new()),
         false => ("Pending", "its node has not said that it has it".to_owned()),

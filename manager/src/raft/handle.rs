@@ -4,24 +4,30 @@
 //! that the caller's next read sees it.
 use super::log::{LogStore, on_disk};
 use super::machine::{Change, Live, Loader, StateMachine};
+use super::peers::Peers;
 use super::policy::{LogLimits, keep_log_short, raft_config};
 use super::snapshot::SnapshotData;
-use super::types::{Command, Peer, TypeConfig};
+use super::types::{Command, LogId, Peer, TypeConfig};
 use crate::keys::Kek;
 use crate::store::{Store, StoreError, StoreIdentity};
+use keyhole_domain::ClusterId;
 use keyhole_secmem::{SecretBytes, give_back_free_memory};
 use keyhole_state::{Applied, AuditRecord, Envelope, Rejected, State};
+use keyhole_wire::tls::LiveTls;
+use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
 };
+use openraft::metrics::RaftServerMetrics;
 use openraft::network::NetSnapshot;
-use openraft::{Raft, RaftNetworkFactory, ReadPolicy};
+use openraft::{Instant as _, Raft, RaftMetrics, RaftNetworkFactory, ReadPolicy};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 /// Told the audit record of every applied command, in order, on every manager; after a crash it may be told the last
 /// ones again, with their indexes.
@@ -65,8 +71,14 @@ pub enum ProposeError {
     /// Another manager leads, or none does at the moment.
     #[error("this manager does not lead the cluster{}", leader_hint(.leader))]
     NotLeader {
-        /// The leader, if one is known.
-        leader: Option<Peer>,
+        /// The leader, if one is known: its number, and where it is.
+        leader: Option<(u64, Peer)>,
+    },
+    /// The leader does not do that for this manager.
+    #[error("the leader refused: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
     },
     /// Leadership was lost on the way: the command may or may not come to be.
     #[error("leadership changed on the way; look whether the command was done before repeating it")]
@@ -79,12 +91,22 @@ pub enum ProposeError {
     },
 }
 
-fn leader_hint(leader: &Option<Peer>) -> String {
+fn leader_hint(leader: &Option<(u64, Peer)>) -> String {
     match leader {
-        Some(peer) => format!("; {} does", peer.address),
-        None => "; no leader is known, try again".to_owned(),
+        Some((_, peer)) => format!("; {} does, and is not reached", peer.address),
+        None => "; none does: are most of the managers up and in reach of each other? Try again"
+            .to_owned(),
     }
 }
+
+/// How long a command or a read waits for a manager to lead. An election takes two seconds at most.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long another manager has to take the lead.
+const HANDED_OVER: Duration = Duration::from_secs(3);
+/// How long a follower may take to apply what the leader has, before it asks again.
+const CATCHING_UP: Duration = Duration::from_secs(2);
+/// How soon a leader that did not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// A command that is in the log for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +136,21 @@ pub struct Status {
     pub snapshot: Option<u64>,
     /// The members, and whether each has a vote.
     pub members: BTreeMap<u64, (Peer, bool)>,
+    /// On the leader: how far each other one is, and when it last answered.
+    pub others: BTreeMap<u64, Progress>,
 }
+
+/// How a member follows, as the leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// The last entry that it has on disk.
+    pub matched: u64,
+    /// How long ago it last answered; `None`: never to this leader.
+    pub silent: Option<Duration>,
+}
+
+/// Who has not answered for so long is out of reach; a heartbeat goes out four times a second.
+pub const OUT_OF_REACH: Duration = Duration::from_secs(2);
 
 /// Raft on this manager. Clones are the same one.
 #[derive(Clone)]
@@ -122,6 +158,8 @@ pub struct RaftHandle {
     raft: Raft<TypeConfig, StateMachine>,
     store: Arc<Store>,
     live: Live,
+    /// The way to the leader, where there are several managers.
+    peers: Peers,
 }
 
 impl RaftHandle {
@@ -161,7 +199,7 @@ impl RaftHandle {
             LogLimits { snapshot_at: options.snapshot_at_bytes, keep: options.keep_log_bytes };
         let stopped = move |reason| on_stop(reason);
         tokio::spawn(keep_log_short(raft.clone(), store.clone(), live.clone(), limits, stopped));
-        let handle = Self { raft, store, live };
+        let handle = Self { raft, store, live, peers: Peers::default() };
         handle.lead_if_alone().await;
         Ok(handle)
     }
@@ -188,8 +226,38 @@ impl RaftHandle {
         }
     }
 
-    /// Proposes a command; answered when it is committed and applied here.
+    /// Calls other managers by `peers`, which the network is too, with what `tls` says at each moment.
+    #[must_use]
+    pub fn with_peers(self, peers: Peers, cluster: ClusterId, tls: LiveTls) -> Self {
+        peers.open(cluster, self.live.clone(), tls);
+        Self { peers, ..self }
+    }
+
+    /// The ways to other managers.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// Proposes a command here, or by the leader; answered when it is committed and applied here.
     pub async fn propose(&self, envelope: Envelope) -> Result<Committed, ProposeError> {
+        let mut patience = self.patience();
+        loop {
+            let proposed = match self.propose_here(envelope.clone()).await {
+                Err(ProposeError::NotLeader { leader: Some((leader, peer)) }) => {
+                    self.propose_there(leader, peer, &envelope).await
+                }
+                here => here,
+            };
+            match proposed {
+                Err(ProposeError::NotLeader { .. }) if patience.once_more().await => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Proposes a command if this manager leads.
+    pub async fn propose_here(&self, envelope: Envelope) -> Result<Committed, ProposeError> {
         let written = self.raft.client_write(Command(Arc::new(envelope))).await;
         let written = written.map_err(|error| match error {
             RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => not_leader(to),
@@ -202,22 +270,86 @@ impl RaftHandle {
         }
     }
 
+    async fn propose_there(
+        &self,
+        leader: u64,
+        peer: Peer,
+        envelope: &Envelope,
+    ) -> Result<Committed, ProposeError> {
+        let reply = match self.peers.propose(leader, &peer, envelope).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::debug!(leader, %error, "the leader did not take a command");
+                return Err(match error.not_sent() {
+                    true => ProposeError::NotLeader { leader: Some((leader, peer)) },
+                    false => ProposeError::Unknown,
+                });
+            }
+        };
+        if !reply.refused.is_empty() {
+            return Err(ProposeError::Refused { reason: reply.refused });
+        }
+        let index = reply.index;
+        // It is committed; what came of it is the same here.
+        if !self.wait_applied(index, PATIENCE).await {
+            return Err(ProposeError::Unknown);
+        }
+        let result = self.live.outcome(index).ok_or(ProposeError::Unknown)?;
+        Ok(Committed { index, result })
+    }
+
+    fn patience(&self) -> Patience {
+        let metrics = self.raft.server_metrics();
+        let leader = metrics.borrow_watched().current_leader;
+        Patience { metrics, leader, until: Instant::now() + PATIENCE }
+    }
+
     /// Looks at the state as applied here, which on a follower may be behind.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(&self.live.state())
     }
 
+    /// Waits until the state here has all that was committed in the cluster before this call.
+    pub async fn catch_up(&self) -> Result<(), ProposeError> {
+        let mut patience = self.patience();
+        loop {
+            let caught_up = match self.read_index().await {
+                Err(ProposeError::NotLeader { leader: Some((leader, peer)) }) => {
+                    self.catch_up_with(leader, peer).await
+                }
+                here => here.map(drop),
+            };
+            match caught_up {
+                Err(ProposeError::NotLeader { .. }) if patience.once_more().await => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn catch_up_with(&self, leader: u64, peer: Peer) -> Result<(), ProposeError> {
+        match self.peers.read_index(leader, &peer).await {
+            Ok(index) if self.wait_applied(index, CATCHING_UP).await => return Ok(()),
+            Ok(index) => tracing::debug!(leader, index, "what the leader has is not here yet"),
+            Err(error) => tracing::debug!(leader, %error, "the leader does not say how far it is"),
+        }
+        Err(ProposeError::NotLeader { leader: Some((leader, peer)) })
+    }
+
+    /// If this manager leads: waits until the state has all that was committed before this call; up to where that is.
+    pub async fn read_index(&self) -> Result<u64, ProposeError> {
+        let read = self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        read.map(|read| read.index()).map_err(|error| match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => not_leader(to),
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                ProposeError::NotLeader { leader: None }
+            }
+            other => ProposeError::Stopped { reason: other.to_string() },
+        })
+    }
+
     /// Looks at the state once it has all that was committed in the cluster before this call.
     pub async fn read_latest<R>(&self, look: impl FnOnce(&State) -> R) -> Result<R, ProposeError> {
-        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(
-            |error| match error {
-                RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => not_leader(to),
-                RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
-                    ProposeError::NotLeader { leader: None }
-                }
-                other => ProposeError::Stopped { reason: other.to_string() },
-            },
-        )?;
+        self.catch_up().await?;
         Ok(self.read(look))
     }
 
@@ -244,30 +376,67 @@ impl RaftHandle {
 
     /// Waits until some manager leads; `false` if that took longer than `within`.
     pub async fn wait_leader(&self, within: Duration) -> bool {
-        let led = |metrics: &openraft::RaftMetrics<TypeConfig>| metrics.current_leader.is_some();
+        let led = |metrics: &RaftMetrics<TypeConfig>| metrics.current_leader.is_some();
         self.raft.wait(Some(within)).metrics(led, "a leader").await.is_ok()
+    }
+
+    /// If this manager leads: lets another one lead, by default the one that is furthest, and waits until this manager
+    /// does not any more.
+    pub async fn hand_over(&self, to: Option<u64>) -> Result<u64, String> {
+        let status = self.status();
+        if !status.is_leader {
+            return Err("this manager does not lead".to_owned());
+        }
+        let ready = |(id, progress): &(&u64, &Progress)| {
+            let votes = status.members.get(id).is_some_and(|(_, voter)| *voter);
+            let reached = progress.silent.is_some_and(|silent| silent < OUT_OF_REACH);
+            votes && reached && to.is_none_or(|to| to == **id)
+        };
+        let best = status.others.iter().filter(ready).max_by_key(|(_, progress)| progress.matched);
+        let Some((&to, _)) = best else {
+            return Err(match to {
+                Some(to) => format!("manager {to} does not vote, or is not in reach"),
+                None => "no other manager that votes is in reach".to_owned(),
+            });
+        };
+        let stopped = |fatal: openraft::errors::Fatal<TypeConfig>| fatal.to_string();
+        self.raft.trigger().transfer_leader(to).await.map_err(stopped)?;
+        let own = status.member;
+        let led = |metrics: &RaftMetrics<TypeConfig>| {
+            metrics.current_leader.is_some_and(|leader| leader != own)
+        };
+        let moved = self.raft.wait(Some(HANDED_OVER)).metrics(led, "another leader").await;
+        match moved {
+            Ok(_) => Ok(to),
+            Err(_) => Err(format!("manager {to} did not take the lead in time")),
+        }
+    }
+
+    /// Waits until Raft is as `is` wants it; `false` if that took longer than `within`.
+    pub async fn wait_status(&self, within: Duration, is: impl Fn(&Status) -> bool) -> bool {
+        tokio::time::timeout(within, self.until_status(is)).await.is_ok()
+    }
+
+    /// Waits until Raft is as `is` wants it; for ever if it stops before.
+    pub async fn until_status(&self, is: impl Fn(&Status) -> bool) {
+        let mut metrics = self.raft.metrics();
+        while !is(&status(&metrics.borrow_and_update())) {
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Whether the manager with this certificate's id has a vote.
+    #[must_use]
+    pub fn votes(&self, name: &str) -> bool {
+        self.status().members.values().any(|(peer, votes)| *votes && peer.name == name)
     }
 
     /// Raft's own view of things.
     #[must_use]
     pub fn status(&self) -> Status {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let membership = &metrics.membership_config;
-        let voters: std::collections::BTreeSet<_> = membership.voter_ids().collect();
-        Status {
-            member: metrics.id,
-            term: metrics.current_term,
-            leader: metrics.current_leader,
-            is_leader: metrics.current_leader == Some(metrics.id),
-            last_log: metrics.last_log_index.unwrap_or(0),
-            applied: metrics.last_applied.map_or(0, |id| id.index),
-            snapshot: metrics.snapshot.map(|id| id.index),
-            members: membership
-                .nodes()
-                .map(|(id, peer)| (*id, (peer.clone(), voters.contains(id))))
-                .collect(),
-        }
+        status(&self.raft.metrics().borrow_watched())
     }
 
     /// Whose store this is.
@@ -309,6 +478,64 @@ impl RaftHandle {
     }
 }
 
+/// Goes on trying while no leader takes something, for as long as an election may last.
+struct Patience {
+    metrics: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+    leader: Option<u64>,
+    until: Instant,
+}
+
+impl Patience {
+    /// Waits for another leader, or a moment: the same one may only be out of reach. `false` when it is enough.
+    async fn once_more(&mut self) -> bool {
+        if Instant::now() >= self.until {
+            return false;
+        }
+        let another = async {
+            while self.metrics.borrow_watched().current_leader == self.leader {
+                if self.metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // The time is up, or there is another one: both are a reason to ask again.
+        let _ = tokio::time::timeout(AGAIN, another).await;
+        self.leader = self.metrics.borrow_watched().current_leader;
+        true
+    }
+}
+
 fn not_leader(to: ForwardToLeader<TypeConfig>) -> ProposeError {
-    ProposeError::NotLeader { leader: to.leader_node }
+    ProposeError::NotLeader { leader: to.leader_id.zip(to.leader_node) }
+}
+
+fn status(metrics: &RaftMetrics<TypeConfig>) -> Status {
+    let membership = &metrics.membership_config;
+    let voters: std::collections::BTreeSet<_> = membership.voter_ids().collect();
+    Status {
+        member: metrics.id,
+        term: metrics.current_term,
+        leader: metrics.current_leader,
+        is_leader: metrics.current_leader == Some(metrics.id),
+        last_log: metrics.last_log_index.unwrap_or(0),
+        applied: metrics.last_applied.map_or(0, |id| id.index),
+        snapshot: metrics.snapshot.map(|id| id.index),
+        members: membership
+            .nodes()
+            .map(|(id, peer)| (*id, (peer.clone(), voters.contains(id))))
+            .collect(),
+        others: others(metrics),
+    }
+}
+
+fn others(metrics: &RaftMetrics<TypeConfig>) -> BTreeMap<u64, Progress> {
+    let heard = metrics.heartbeat.iter().flatten();
+    let heard: BTreeMap<u64, Duration> =
+        heard.filter_map(|(id, at)| Some((*id, at.as_ref()?.elapsed()))).collect();
+    let replication = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+    let progress = |(id, matched): (&u64, &Option<LogId>)| {
+        let matched = matched.as_ref().map_or(0, |matched| matched.index);
+        (*id, Progress { matched, silent: heard.get(id).copied() })
+    };
+    replication.map(progress).collect()
 }

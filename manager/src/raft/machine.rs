@@ -11,19 +11,21 @@ use crate::codec::{encode_row, row_from_bytes};
 use crate::store::{RowChange, Store};
 use futures::{Stream, StreamExt};
 use keyhole_domain::NodeId;
-use keyhole_state::{Applied, Row, RowKey, State, audit};
+use keyhole_state::{Applied, Rejected, Row, RowKey, State, audit};
 use openraft::alias::SnapshotOf;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::{broadcast, watch};
 
 /// How many changes a slow subscriber may be behind before it has to look at everything.
 const CHANGES: usize = 1024;
+/// So many commands may be on their way from one manager through another one.
+const OUTCOMES: usize = 4096;
 
 /// The log moved on.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ struct LiveInner {
     changes: broadcast::Sender<Change>,
     applied: watch::Sender<u64>,
     observer: Observer,
+    /// What came of the last entries that nobody here waits for: another manager may have proposed them for this one.
+    outcomes: Mutex<VecDeque<(u64, Result<Applied, Rejected>)>>,
 }
 
 impl Live {
@@ -52,7 +56,13 @@ impl Live {
         let applied = watch::channel(state.index()).0;
         let changes = broadcast::channel(CHANGES).0;
         Self {
-            inner: Arc::new(LiveInner { state: RwLock::new(state), changes, applied, observer }),
+            inner: Arc::new(LiveInner {
+                state: RwLock::new(state),
+                changes,
+                applied,
+                observer,
+                outcomes: Mutex::default(),
+            }),
         }
     }
 
@@ -66,6 +76,25 @@ impl Live {
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
         self.inner.applied.subscribe()
+    }
+
+    /// What came of an entry that was applied here a moment ago, and was proposed elsewhere.
+    pub(crate) fn outcome(&self, index: u64) -> Option<Result<Applied, Rejected>> {
+        let outcomes = self.outcomes();
+        let at = outcomes.binary_search_by_key(&index, |(index, _)| *index).ok()?;
+        outcomes.get(at).map(|(_, outcome)| outcome.clone())
+    }
+
+    fn keep_outcome(&self, index: u64, outcome: Result<Applied, Rejected>) {
+        let mut outcomes = self.outcomes();
+        if outcomes.len() == OUTCOMES {
+            outcomes.pop_front();
+        }
+        outcomes.push_back((index, outcome));
+    }
+
+    fn outcomes(&self) -> MutexGuard<'_, VecDeque<(u64, Result<Applied, Rejected>)>> {
+        self.inner.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
@@ -132,7 +161,7 @@ impl StateMachine {
         Ok((store.clone(), Self::new(store, live, meta)))
     }
 
-    fn apply_entry(&mut self, entry: Entry) -> Response {
+    fn apply_entry(&mut self, entry: Entry, awaited: bool) -> Response {
         let id = entry.log_id;
         let response = match entry.payload {
             EntryPayload::Normal(command) => Some(self.apply_command(&id, &command)),
@@ -152,15 +181,14 @@ impl StateMachine {
             }
         };
         self.store.put_rows(self.row_changes(&rows), meta_bytes(&self.meta));
+        if let Some(outcome) = response.as_ref().filter(|_| !awaited) {
+            self.live.keep_outcome(id.index, outcome.clone());
+        }
         self.live.announce(id.index, nodes);
         response
     }
 
-    fn apply_command(
-        &self,
-        id: &LogId,
-        command: &Command,
-    ) -> Result<Applied, keyhole_state::Rejected> {
+    fn apply_command(&self, id: &LogId, command: &Command) -> Result<Applied, Rejected> {
         let envelope = &*command.0;
         let (names, result) = self.live.change(|state| {
             let names = state.audit_objects(&envelope.command);
@@ -192,7 +220,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             tracing::trace!(index = entry.index(), "apply");
-            let response = self.apply_entry(entry);
+            let response = self.apply_entry(entry, responder.is_some());
             if let Some(responder) = responder {
                 responder.send(response);
             }

@@ -7,17 +7,24 @@
 mod handle;
 mod log;
 mod machine;
-mod network;
+mod membership;
+mod peer_codec;
+mod peer_service;
+mod peers;
 mod policy;
 mod snapshot;
 mod types;
 mod wire;
 
 pub use handle::{
-    Committed, Observer, OnStop, ProposeError, RaftHandle, StartError, StartOptions, Status,
+    Committed, OUT_OF_REACH, Observer, OnStop, Progress, ProposeError, RaftHandle, StartError,
+    StartOptions, Status,
 };
 pub use log::LogStore;
 pub use machine::{Change, StateMachine};
-pub use network::{NoPeers, UnreachedPeer};
+pub(crate) use membership::keep_membership;
+pub(crate) use peer_service::PeerApi;
+pub(crate) use peers::{MAX_CALL, not_a_member};
+pub use peers::{PeerError, Peers};
 pub use snapshot::{SnapshotData, SnapshotInput};
 pub use types::{Command, Peer, Response, TypeConfig};

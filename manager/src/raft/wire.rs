@@ -18,25 +18,21 @@ use std::sync::Arc;
 /// The format of a snapshot's header, and of the record beside the state rows.
 const SNAPSHOT_FORMAT: u32 = 1;
 
-pub(crate) fn entry_bytes(entry: &Entry) -> Vec<u8> {
+pub(super) fn entry_out(entry: &Entry) -> v1::LogEntry {
     use v1::log_entry::Payload;
     let payload = match &entry.payload {
         EntryPayload::Blank => Payload::Blank(v1::Blank {}),
         EntryPayload::Normal(command) => Payload::Command(encode_envelope(&command.0)),
         EntryPayload::Membership(membership) => Payload::Membership(membership_out(membership)),
     };
-    v1::LogEntry { log: Some(log_out(&entry.log_id)), payload: Some(payload) }.encode_to_vec()
+    v1::LogEntry { log: Some(log_out(&entry.log_id)), payload: Some(payload) }
 }
 
-/// The entry in `bytes`, which must be the one of `at`.
-pub(crate) fn entry_from(at: Position, bytes: bytes::Bytes) -> io::Result<Entry> {
+pub(super) fn entry_in(entry: v1::LogEntry) -> io::Result<Entry> {
     use v1::log_entry::Payload;
-    let bad = |why: String| invalid(format!("log entry {}: {why}", at.index));
-    let entry = v1::LogEntry::decode(bytes).map_err(|e| bad(e.to_string()))?;
-    let found = entry.log.map(|log| log_in(&log));
-    if found.as_ref().map(position) != Some(at) {
-        return Err(bad("it is another one".to_owned()));
-    }
+    let log_id = entry.log.as_ref().map(log_in);
+    let log_id = log_id.ok_or_else(|| invalid("a log entry without a place".to_owned()))?;
+    let bad = |why: String| invalid(format!("log entry {}: {why}", log_id.index));
     let payload = match entry.payload {
         Some(Payload::Blank(_)) => EntryPayload::Blank,
         Some(Payload::Command(envelope)) => {
@@ -48,21 +44,43 @@ pub(crate) fn entry_from(at: Position, bytes: bytes::Bytes) -> io::Result<Entry>
         }
         None => return Err(bad("it was written by a newer version of Keyhole".to_owned())),
     };
-    Ok(Entry { log_id: log_id(at), payload })
+    Ok(Entry { log_id, payload })
 }
 
-pub(crate) fn vote_bytes(vote: &Vote) -> Vec<u8> {
+pub(crate) fn entry_bytes(entry: &Entry) -> Vec<u8> {
+    entry_out(entry).encode_to_vec()
+}
+
+/// The entry in `bytes`, which must be the one of `at`.
+pub(crate) fn entry_from(at: Position, bytes: bytes::Bytes) -> io::Result<Entry> {
+    let bad = |why: &dyn std::fmt::Display| invalid(format!("log entry {}: {why}", at.index));
+    let entry = v1::LogEntry::decode(bytes).map_err(|e| bad(&e))?;
+    let found = entry.log.map(|log| position(&log_in(&log)));
+    match found == Some(at) {
+        true => entry_in(entry),
+        false => Err(bad(&"it is another one")),
+    }
+}
+
+pub(super) fn vote_out(vote: &Vote) -> v1::Vote {
     let leader = v1::LeaderRef { term: vote.leader_id.term, member: vote.leader_id.voted_for };
-    v1::Vote { leader: Some(leader), committed: vote.committed }.encode_to_vec()
+    v1::Vote { leader: Some(leader), committed: vote.committed }
 }
 
-pub(crate) fn vote_from(bytes: &[u8]) -> io::Result<Vote> {
-    let vote = v1::Vote::decode(bytes).map_err(|e| invalid(format!("vote: {e}")))?;
+pub(super) fn vote_in(vote: v1::Vote) -> io::Result<Vote> {
     let leader = vote.leader.ok_or_else(|| invalid("vote: no leader".to_owned()))?;
     Ok(match vote.committed {
         true => Vote::new_committed(leader.term, leader.member),
         false => Vote::new(leader.term, leader.member),
     })
+}
+
+pub(crate) fn vote_bytes(vote: &Vote) -> Vec<u8> {
+    vote_out(vote).encode_to_vec()
+}
+
+pub(crate) fn vote_from(bytes: &[u8]) -> io::Result<Vote> {
+    vote_in(v1::Vote::decode(bytes).map_err(|e| invalid(format!("vote: {e}")))?)
 }
 
 /// What state rows stand for: the last applied entry and the membership as of then.
@@ -116,12 +134,12 @@ pub(crate) fn row_key_bytes(key: &RowKey) -> Vec<u8> {
     .into_bytes()
 }
 
-fn log_out(id: &LogId) -> v1::LogRef {
+pub(super) fn log_out(id: &LogId) -> v1::LogRef {
     let Position { term, index } = position(id);
     v1::LogRef { leader: Some(v1::LeaderRef { term, member: 0 }), index }
 }
 
-fn log_in(log: &v1::LogRef) -> LogId {
+pub(super) fn log_in(log: &v1::LogRef) -> LogId {
     let term = log.leader.as_ref().map_or(0, |leader| leader.term);
     log_id(Position { term, index: log.index })
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{Key32, LockError, SecretBytes};
-use keyhole_state::{Cluster, KeySeal, Member, SealedKey};
+use keyhole_state::{Cluster, KeySeal, Member, MemberKeys, SealedKey};
 use keyhole_wire::seal::{Aad, EdgeKeyPair, EdgePublicKey, Info, Protocol, SealError, seal_one};
 
 /// What a sealed key is for; part of its associated data.
@@ -92,6 +92,27 @@ pub fn seal_key_for_members<'a>(
         seals.insert(member.id, KeySeal { enc: sealed.enc, ciphertext: sealed.ciphertext });
     }
     Ok(SealedKey { seals })
+}
+
+/// Seals all of the cluster's keys for one more member, who is not in the state yet.
+pub fn seal_keys_for(
+    cluster: &Cluster,
+    own: &MemberKey,
+    to: &Member,
+) -> Result<MemberKeys, KeyringError> {
+    let seal = |purpose: Purpose, sealed: &SealedKey| {
+        let key = own.open(&cluster.id, purpose, sealed)?;
+        let made = seal_key_for_members(&cluster.id, purpose, &key, [to]);
+        let made = made.map_err(|error| KeyringError::Seal { key: word(purpose), error })?;
+        let none = KeyringError::NoSeal { member: to.id, key: word(purpose) };
+        made.seals.get(&to.id).cloned().ok_or(none)
+    };
+    let keyring = cluster.keyring.iter();
+    let keyring = keyring.map(|(epoch, key)| Ok((*epoch, seal(Purpose::Keyring(*epoch), key)?)));
+    Ok(MemberKeys {
+        ca: seal(Purpose::Ca, &cluster.ca_key)?,
+        keyring: keyring.collect::<Result<_, KeyringError>>()?,
+    })
 }
 
 /// This member's own HPKE key, which opens what is sealed for it.
@@ -181,6 +202,8 @@ mod tests {
             node: NodeId::from_entropy([id as u8; 16]),
             address: "127.0.0.1:1".into(),
             seal_key: *pair.public().as_bytes(),
+            hostname: String::new(),
+            voter: true,
         }
     }
 

@@ -77,6 +77,9 @@ impl State {
             Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),
             Command::ChangeNode { id, change } => self.change_node(index, *id, change),
             Command::RemoveNode { id } => self.remove_node(*id),
+            Command::AddMember { member, keys } => self.add_member(member, keys),
+            Command::SetVoter { id, voter } => self.set_voter(*id, *voter),
+            Command::RemoveMember { id } => self.remove_member(*id),
             Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
         }

@@ -56,6 +56,10 @@ fn action(command: &Command) -> &'static str {
         Command::JoinNode { .. } => "node.join",
         Command::ChangeNode { .. } => "node.update",
         Command::RemoveNode { .. } => "node.rm",
+        Command::AddMember { .. } => "manager.join",
+        Command::SetVoter { voter: true, .. } => "manager.promote",
+        Command::SetVoter { voter: false, .. } => "manager.demote",
+        Command::RemoveMember { .. } => "manager.rm",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
     }
@@ -68,6 +72,10 @@ impl State {
         let service = |id| self.services.get(id).map_or(format!("{id}"), |s| s.name.to_string());
         let node =
             |id| self.nodes.get(id).map_or(format!("{id}"), |n| format!("{} ({id})", n.hostname));
+        let member = |id: &u64| {
+            let known = self.members.get(id);
+            known.map_or(format!("{id}"), |m| format!("{} ({})", m.hostname, m.node))
+        };
         match command {
             Command::Init(init) => vec![init.id.to_string()],
             Command::CreateSecret { name, .. } => vec![name.to_string()],
@@ -88,6 +96,10 @@ impl State {
             Command::SyncTasks { node: on, .. } => vec![node(on)],
             Command::JoinNode { id, hostname } => vec![format!("{hostname} ({id})")],
             Command::ChangeNode { id, .. } | Command::RemoveNode { id } => vec![node(id)],
+            Command::AddMember { member, .. } => {
+                vec![format!("{} ({})", member.hostname, member.node)]
+            }
+            Command::SetVoter { id, .. } | Command::RemoveMember { id } => vec![member(id)],
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
             Command::ChangeCluster(_) => Vec::new(),
         }

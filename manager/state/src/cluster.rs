@@ -1,9 +1,9 @@
-//! The cluster itself: its CA, keyring, tokens, settings, counters, and the managers that are its members.
+//! The cluster itself: its CA, keyring, tokens, settings and counters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use keyhole_domain::{ClusterId, NodeId, Timestamp};
+use keyhole_domain::{ClusterId, Timestamp};
 
 use crate::{ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, apply::Change};
 
@@ -64,19 +64,6 @@ pub struct TokenRecord {
     pub salt: [u8; 32],
     /// Which key of the keyring.
     pub epoch: u32,
-}
-
-/// A manager that is a member of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its Raft id; from a counter, never reused.
-    pub id: u64,
-    /// Its certificate's id.
-    pub node: NodeId,
-    /// Where it listens, `host:port`.
-    pub address: String,
-    /// Its own HPKE public key (X25519), for [`SealedKey`].
-    pub seal_key: [u8; 32],
 }
 
 /// What exists once in a cluster.

@@ -5,7 +5,9 @@ use keyhole_domain::{
     Target, TaskId, Timestamp, Version,
 };
 
-use crate::{Availability, Member, SealedKey, SealedValue, TokenRecord, TokenRole, Unconstrained};
+use crate::{
+    Availability, Member, MemberKeys, SealedKey, SealedValue, TokenRecord, TokenRole, Unconstrained,
+};
 
 /// Who asked, as the manager that authorised it saw him.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +164,12 @@ pub enum Command {
     ChangeNode { id: NodeId, change: NodeChange },
     /// Removes a node and ends its tasks.
     RemoveNode { id: NodeId },
+    /// A manager joined; its id must be the next one.
+    AddMember { member: Member, keys: MemberKeys },
+    /// Whether a manager votes.
+    SetVoter { id: u64, voter: bool },
+    /// A manager is none any more.
+    RemoveMember { id: u64 },
     /// A new join token.
     RotateToken { role: TokenRole, token: TokenRecord },
     /// Changes a setting of the cluster.

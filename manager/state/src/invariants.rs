@@ -12,7 +12,24 @@ impl State {
         self.names_match()?;
         self.versions_are_kept()?;
         self.grants_resolve()?;
-        self.tasks_belong()
+        self.tasks_belong()?;
+        self.members_hold_the_keys()
+    }
+
+    fn members_hold_the_keys(&self) -> Result<(), String> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        if self.voters().is_empty() {
+            return Err("nobody votes".into());
+        }
+        if let Some(id) = self.members.keys().find(|id| **id >= cluster.next_member) {
+            return Err(format!("member {id} is from the future"));
+        }
+        for key in cluster.keyring.values().chain([&cluster.ca_key]) {
+            if !key.seals.keys().eq(self.members.keys()) {
+                return Err(format!("{key:?} is not sealed for exactly the members"));
+            }
+        }
+        Ok(())
     }
 
     fn names_match(&self) -> Result<(), String> {

@@ -9,7 +9,9 @@ mod assignment;
 mod audit;
 mod cluster;
 mod command;
+mod forward;
 mod invariants;
+mod member;
 mod node;
 mod rejected;
 mod resolve;
@@ -23,10 +25,11 @@ mod versions;
 pub use apply::{Applied, Outcome};
 pub use assignment::Standing;
 pub use audit::{AuditRecord, audit};
-pub use cluster::{Cluster, KeySeal, Member, SealedKey, TokenRecord, TokenRole, Unconstrained};
+pub use cluster::{Cluster, KeySeal, SealedKey, TokenRecord, TokenRole, Unconstrained};
 pub use command::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,
 };
+pub use member::{Health, Member, MemberKeys, MembershipStep, RaftMembers};
 pub use node::{Availability, Node};
 pub use rejected::{Kind, Rejected};
 pub use row::{Row, RowKey};

@@ -72,6 +72,20 @@ pub enum Rejected {
     NoPreviousSpec { name: String },
     #[error("no member has the id {id}")]
     NoMember { id: u64 },
+    #[error(
+        "manager {id} is the only one that votes; without it the cluster could decide nothing: join or promote another \
+         one first"
+    )]
+    LastVoter { id: u64 },
+    #[error(
+        "without manager {id} {left} would vote, of which {needed} must be in reach, and {have} are: this would lose the \
+         quorum; bring the others back first"
+    )]
+    QuorumLost { id: u64, left: usize, needed: usize, have: usize },
+    #[error("manager {from} passed on {why}")]
+    NotForwarded { from: u64, why: &'static str },
+    #[error("the cluster's keys changed while they were sealed for member {id}; try again")]
+    KeysRaced { id: u64 },
     #[error("node {node} is no member of this cluster (any more); join it again")]
     NotAMember { node: NodeId },
     #[error("task {task} belongs to another node")]
@@ -98,11 +112,15 @@ impl Rejected {
             | Self::NothingBefore { .. }
             | Self::NoPreviousSpec { .. }
             | Self::NotAMember { .. }
+            | Self::LastVoter { .. }
+            | Self::QuorumLost { .. }
             | Self::QuotaBelowUse { .. }
+            | Self::NotForwarded { .. }
             | Self::NotYourTask { .. } => Kind::FailedPrecondition,
             Self::VersionRaced { .. }
             | Self::OutOfSequence { .. }
             | Self::IdTaken { .. }
+            | Self::KeysRaced { .. }
             | Self::Epoch { .. } => Kind::Aborted,
             Self::Ambiguous { .. }
             | Self::Twice { .. }

@@ -30,12 +30,16 @@ fn value(len: usize) -> SealedValue {
     SealedValue { epoch: 1, salt: [0; 32], ciphertext: vec![0; len + 16] }
 }
 
+fn seal() -> KeySeal {
+    KeySeal { enc: vec![1], ciphertext: vec![2] }
+}
+
 fn zone(n: u8) -> Labels {
     Labels::new(BTreeMap::from([("zone".to_owned(), format!("z{n}"))])).unwrap()
 }
 
 fn init() -> Envelope {
-    let key = SealedKey::default();
+    let key = SealedKey { seals: [(1, seal())].into() };
     let token = TokenRecord { hash: [0; 32], salt: [0; 32], epoch: 1 };
     envelope(Command::Init(Box::new(InitCluster {
         id: keyhole_domain::ClusterId::from_entropy([0; 16]),
@@ -45,7 +49,14 @@ fn init() -> Envelope {
         worker_token: token.clone(),
         manager_token: token,
         certificate_seconds: 86_400,
-        member: Member { id: 1, node: node(200), address: "a:1".into(), seal_key: [0; 32] },
+        member: Member {
+            id: 1,
+            node: node(200),
+            hostname: String::new(),
+            address: "a:1".into(),
+            seal_key: [0; 32],
+            voter: true,
+        },
     })))
 }
 
@@ -119,6 +130,15 @@ fn command() -> impl Strategy<Value = Command> {
             },
         }),
         1 => (0..NODES).prop_map(|n| Command::RemoveNode { id: node(n) }),
+        1 => (1..6u64).prop_map(|id| Command::AddMember {
+            member: Member {
+                id, node: node(200 + id as u8), hostname: format!("m{id}"), address: format!("m{id}:1"), seal_key: [0; 32],
+                voter: true,
+            },
+            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into() },
+        }),
+        1 => (1..6u64, any::<bool>()).prop_map(|(id, voter)| Command::SetVoter { id, voter }),
+        1 => (1..6u64).prop_map(|id| Command::RemoveMember { id }),
         1 => any::<bool>().prop_map(|deny| Command::ChangeCluster(ClusterChange {
             unconstrained: Some(if deny { Unconstrained::Deny } else { Unconstrained::Allow }),
             ..ClusterChange::default()

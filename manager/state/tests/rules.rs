@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails here fails the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keyhole_domain::{FileMode, Labels, NodeId, SecretId, ServiceId, TaskId, Timestamp, Version};
 use keyhole_state::*;
@@ -31,6 +31,10 @@ fn grant(secret: u8, target: &str, pinned: Option<u64>) -> GrantRequest {
     }
 }
 
+fn seal() -> KeySeal {
+    KeySeal { enc: vec![1], ciphertext: vec![2] }
+}
+
 impl Cluster {
     fn new() -> Self {
         let mut cluster = Self { state: State::default(), index: 0 };
@@ -40,12 +44,19 @@ impl Cluster {
             .run(Command::Init(Box::new(InitCluster {
                 id: keyhole_domain::ClusterId::from_entropy(id(0)),
                 ca_certificate: vec![],
-                ca_key: SealedKey::default(),
-                value_key: SealedKey::default(),
+                ca_key: SealedKey { seals: [(1, seal())].into() },
+                value_key: SealedKey { seals: [(1, seal())].into() },
                 worker_token: token.clone(),
                 manager_token: token,
                 certificate_seconds: 60,
-                member: Member { id: 1, node, address: "a:1".into(), seal_key: [0; 32] },
+                member: Member {
+                    id: 1,
+                    node,
+                    hostname: String::new(),
+                    address: "a:1".into(),
+                    seal_key: [0; 32],
+                    voter: true,
+                },
             })))
             .unwrap();
         cluster
@@ -58,6 +69,20 @@ impl Cluster {
             self.state.apply(self.index, &Envelope { at: Timestamp(self.index), actor, command });
         self.state.invariants().unwrap();
         result
+    }
+
+    fn manager(&mut self, number: u64, epochs: &[u32]) -> Result<Applied, Rejected> {
+        let n = u8::try_from(number).unwrap();
+        let member = Member {
+            id: number,
+            node: NodeId::from_entropy(id(100 + n)),
+            hostname: format!("m{n}"),
+            address: format!("m{n}:7070"),
+            seal_key: [n; 32],
+            voter: true,
+        };
+        let keyring = epochs.iter().map(|epoch| (*epoch, seal())).collect();
+        self.run(Command::AddMember { member, keys: MemberKeys { ca: seal(), keyring } })
     }
 
     fn create(&mut self, n: u8, name: &str) -> Result<Applied, Rejected> {
@@ -347,5 +372,165 @@ fn objects_are_found_by_id_then_name_then_unique_prefix() {
                 "{text:?}"
             );
         }
+    }
+}
+
+#[test]
+fn a_manager_gets_the_next_number_and_seals_of_all_keys() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    assert!(matches!(cluster.manager(2, &[1]), Err(Rejected::IdTaken { .. })), "the same one");
+    assert!(matches!(cluster.manager(4, &[1]), Err(Rejected::IdTaken { .. })), "not the next");
+    for epochs in [&[][..], &[2], &[1, 2]] {
+        assert!(matches!(cluster.manager(3, epochs), Err(Rejected::KeysRaced { id: 3 })));
+    }
+    assert_eq!(cluster.state.voters(), [1, 2].into());
+    // A number is never given again.
+    cluster.run(Command::RemoveMember { id: 2 }).unwrap();
+    assert!(matches!(cluster.manager(2, &[1]), Err(Rejected::IdTaken { .. })));
+    cluster.manager(3, &[1]).unwrap();
+    assert_eq!(cluster.state.voters(), [1, 3].into());
+}
+
+#[test]
+fn the_last_vote_is_never_given_away() {
+    let mut cluster = Cluster::new();
+    assert!(matches!(
+        cluster.run(Command::RemoveMember { id: 1 }),
+        Err(Rejected::LastVoter { id: 1 })
+    ));
+    cluster.manager(2, &[1]).unwrap();
+    cluster.run(Command::SetVoter { id: 2, voter: false }).unwrap();
+    let demote = Command::SetVoter { id: 1, voter: false };
+    assert!(matches!(cluster.run(demote.clone()), Err(Rejected::LastVoter { id: 1 })));
+    cluster.run(Command::SetVoter { id: 2, voter: true }).unwrap();
+    cluster.run(demote).unwrap();
+    assert_eq!(cluster.state.voters(), [2].into());
+    let unknown = Command::SetVoter { id: 9, voter: true };
+    assert!(matches!(cluster.run(unknown), Err(Rejected::NoMember { id: 9 })));
+    assert!(matches!(
+        cluster.run(Command::RemoveMember { id: 9 }),
+        Err(Rejected::NoMember { id: 9 })
+    ));
+}
+
+#[test]
+fn a_removal_that_would_lose_the_quorum_is_refused_with_the_numbers() {
+    let mut cluster = Cluster::new();
+    for number in 2..=5 {
+        cluster.manager(number, &[1]).unwrap();
+    }
+    let state = &cluster.state;
+    let set = |members: &[u64]| -> BTreeSet<u64> { members.iter().copied().collect() };
+    let all = set(&[1, 2, 3, 4, 5]);
+    // Of the four that are left three must be there.
+    state.quorum_without(5, &all, &set(&[1, 2, 3])).unwrap();
+    let refused = state.quorum_without(1, &all, &set(&[1, 2, 3])).unwrap_err();
+    assert_eq!(refused, Rejected::QuorumLost { id: 1, left: 4, needed: 3, have: 2 });
+    // Who has no vote may go.
+    state.quorum_without(5, &set(&[1, 2]), &set(&[1])).unwrap();
+}
+
+#[test]
+fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
+    let mut cluster = Cluster::new();
+    let set = |members: &[u64]| -> BTreeSet<u64> { members.iter().copied().collect() };
+    let raft = |voters: &[u64], learners: &[u64], caught_up: &[u64]| RaftMembers {
+        voters: set(voters),
+        learners: set(learners),
+        caught_up: set(caught_up),
+    };
+    let step = |cluster: &Cluster, raft: RaftMembers| cluster.state.membership_step(&raft);
+    assert_eq!(step(&cluster, raft(&[1], &[], &[])), None);
+    cluster.manager(2, &[1]).unwrap();
+    cluster.manager(3, &[1]).unwrap();
+    assert_eq!(step(&cluster, raft(&[1], &[], &[])), Some(MembershipStep::AddLearner(2)));
+    assert_eq!(step(&cluster, raft(&[1], &[2], &[])), Some(MembershipStep::AddLearner(3)));
+    assert_eq!(step(&cluster, raft(&[1], &[2, 3], &[])), None, "neither has caught up");
+    let both = Some(MembershipStep::SetVoters(set(&[1, 3])));
+    assert_eq!(step(&cluster, raft(&[1], &[2, 3], &[3])), both);
+    assert_eq!(step(&cluster, raft(&[1, 2, 3], &[], &[])), None);
+    // A demoted one becomes a learner, a removed one goes.
+    cluster.run(Command::SetVoter { id: 1, voter: false }).unwrap();
+    let without = Some(MembershipStep::SetVoters(set(&[2, 3])));
+    assert_eq!(step(&cluster, raft(&[1, 2, 3], &[], &[])), without);
+    assert_eq!(step(&cluster, raft(&[2, 3], &[1], &[1])), None);
+    cluster.run(Command::RemoveMember { id: 3 }).unwrap();
+    let without = Some(MembershipStep::SetVoters(set(&[2])));
+    assert_eq!(step(&cluster, raft(&[2, 3], &[1], &[1])), without);
+    let gone = Some(MembershipStep::Remove(set(&[3])));
+    assert_eq!(step(&cluster, raft(&[2], &[1, 3], &[1])), gone);
+    // The one that shall vote is not there yet: the other keeps its vote.
+    assert_eq!(step(&cluster, raft(&[1], &[2], &[])), None);
+}
+
+#[test]
+fn a_manager_is_named_by_id_host_address_or_number() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    cluster.manager(3, &[1]).unwrap();
+    let node = cluster.state.members()[&2].node.to_string();
+    for text in ["2", "m2", "m2:7070", &node, &node[..24]] {
+        assert_eq!(cluster.state.find_member(text).unwrap().id, 2, "{text}");
+    }
+    for text in ["", "m9", "9"] {
+        let missing = cluster.state.find_member(text).unwrap_err();
+        assert!(matches!(missing, Rejected::NotFound { .. }), "{text:?}: {missing}");
+    }
+}
+
+#[test]
+fn a_clusters_health_is_how_many_more_managers_it_may_lose() {
+    let health = |voters: u64, reached: u64| {
+        Health::of(&(1..=voters).collect(), &(1..=reached).chain([99]).collect())
+    };
+    assert_eq!(health(1, 1), Health::Whole);
+    assert_eq!(health(5, 5), Health::Whole);
+    assert_eq!(health(5, 4), Health::Degraded { missing: 1, spare: 1 });
+    assert_eq!(health(3, 2), Health::Degraded { missing: 1, spare: 0 });
+    assert_eq!(health(2, 1), Health::NoQuorum { have: 1, needed: 2 });
+    assert_eq!(health(5, 0), Health::NoQuorum { have: 0, needed: 3 });
+}
+
+#[test]
+fn a_manager_passes_on_only_what_its_caller_may() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    cluster.join(1);
+    let (node, other) = (NodeId::from_entropy(id(1)), NodeId::from_entropy(id(2)));
+    let local = Actor::Local { uid: 0, gid: 0, pid: 1 };
+    let joiner = || Actor::Joiner { address: "x".into() };
+    let sync = |node| Command::SyncTasks { node, live: vec![] };
+    let join = || Command::JoinNode { id: other, hostname: "h".into() };
+    let remove = || Command::RemoveMember { id: 1 };
+    let address = |id| {
+        let address = Some((id, "b:1".to_owned()));
+        Command::ChangeCluster(ClusterChange { address, ..ClusterChange::default() })
+    };
+    let admitted = |actor: Actor, command: Command| {
+        let envelope = Envelope { at: Timestamp(1), actor, command };
+        cluster.state.admit_forwarded(2, &envelope).is_ok()
+    };
+    for (actor, command) in [
+        (local.clone(), remove()),
+        (Actor::Node(node), sync(node)),
+        (joiner(), join()),
+        (Actor::Manager(2), address(2)),
+    ] {
+        assert!(admitted(actor.clone(), command.clone()), "{actor:?} {command:?}");
+    }
+    for (actor, command) in [
+        (local.clone(), sync(node)),
+        (local, join()),
+        (Actor::Node(node), sync(other)),
+        (Actor::Node(other), sync(other)),
+        (Actor::Node(node), remove()),
+        (joiner(), remove()),
+        (Actor::Manager(1), address(1)),
+        (Actor::Manager(2), address(1)),
+        (Actor::Manager(2), remove()),
+        (Actor::Operator(node), remove()),
+    ] {
+        assert!(!admitted(actor.clone(), command.clone()), "{actor:?} {command:?}");
     }
 }

@@ -224,9 +224,9 @@ async fn the_cluster_says_how_it_is() {
     create(&mut operator, "db", b"12345").await.unwrap();
     let info = operator.cluster_status(v1::ClusterStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((info.secrets, info.value_bytes, info.epoch, info.incarnation), (1, 5, 1, 1));
-    assert_eq!(info.members.len(), 1);
-    assert!(info.members[0].leader);
-    assert_eq!(info.members[0].address, manager.address());
+    assert_eq!(info.managers.len(), 1);
+    assert!(info.managers[0].leader);
+    assert_eq!(info.managers[0].address, manager.address());
     assert!(info.applied > 0 && info.applied <= info.last_log, "{info:?}");
     assert!(info.certificate_expires_at < info.ca_expires_at);
     assert!(info.certificate_expires_at > info.created_at);

@@ -68,8 +68,9 @@ async fn a_wrong_key_file_and_options_out_of_range_are_refused_by_name() {
     says(&refusal(config.clone()).await, &["data/kek"]);
     std::fs::write(&kek, kept).unwrap();
     says(&refusal(config.clone()).await, &["kek", "chmod 600"]);
-    let join = Some(JoinManager { address: "x:1".into(), token_file: "f".into() });
-    says(&refusal(ManagerConfig { join, ..config.clone() }).await, &["--join", "version"]);
+    let join = Some(JoinManager { address: "x:1".into(), token_file: "no/token".into() });
+    let fresh = ManagerConfig { join, data_dir: manager.path("fresh"), ..config.clone() };
+    says(&refusal(fresh).await, &["--token-file", "no/token"]);
     let short = ManagerConfig { cert_expiry: Duration::from_secs(9), ..config.clone() };
     says(&refusal(short).await, &["--cert-expiry", "9 s"]);
     let nonsense = ManagerConfig { listen: "nonsense".into(), ..config.clone() };

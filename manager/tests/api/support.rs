@@ -118,6 +118,7 @@ impl TestManager {
             token: token.to_owned(),
             csr: csr.into(),
             hostname: hostname.to_owned(),
+            ..Default::default()
         };
         let answer = CaClient::new(channel).join(request).await?.into_inner();
         let chain = answer.chain.iter().map(|der| der.to_vec()).collect();

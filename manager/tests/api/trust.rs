@@ -6,6 +6,7 @@ use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
 use keyhole_proto::v1::dispatch_client::DispatchClient;
 use keyhole_proto::v1::operator_client::OperatorClient;
+use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_wire::tls::certificate::key_and_csr;
 use keyhole_wire::tls::{Identity, LiveTls, connect};
 use tonic::transport::Channel;
@@ -46,6 +47,11 @@ async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), S
         update_node UpdateNodeRequest,
         remove_node RemoveNodeRequest,
         node_tasks ObjectRequest,
+        list_managers ListRequest,
+        promote_manager ObjectRequest,
+        demote_manager ObjectRequest,
+        remove_manager ObjectRequest,
+        transfer_leader TransferRequest,
         cluster_status ClusterStatusRequest,
         update_cluster UpdateClusterRequest,
         join_token JoinTokenRequest,
@@ -63,6 +69,43 @@ async fn every_dispatch_rpc(channel: Channel) -> Vec<(&'static str, Result<(), S
         ("end_task", client.end_task(v1::EndTaskRequest::default()).await.map(drop)),
         ("report", client.report(v1::ReportRequest::default()).await.map(drop)),
     ]
+}
+
+async fn every_peer_rpc(channel: Channel) -> Vec<(&'static str, Result<(), Status>)> {
+    let mut client = PeerClient::new(channel);
+    let part = v1::SnapshotPart::default();
+    let parts = futures::stream::iter([part]);
+    let mut answers = vec![("install_snapshot", client.install_snapshot(parts).await.map(drop))];
+    macro_rules! ask {
+        ($($method:ident $request:ident),* $(,)?) => {$(
+            let answer = client.$method(v1::$request::default()).await.map(drop);
+            answers.push((stringify!($method), answer));
+        )*};
+    }
+    ask!(
+        append AppendRequest,
+        vote VoteRequest,
+        pre_vote VoteRequest,
+        transfer_leader TransferLeaderRequest,
+        propose ProposeRequest,
+        read_index ReadIndexRequest,
+        progress ProgressRequest,
+        hand_over HandOverRequest,
+        sessions SessionsRequest,
+        watch_sessions WatchSessionsRequest,
+    );
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_managers_are_heard_as_managers() {
+    let manager = TestManager::init().await;
+    let node = manager.join("alpha").await;
+    let answers = every_peer_rpc(channel(&manager, &node.live).await).await;
+    assert_eq!(answers.len(), rpcs("peer"));
+    all_refused(answers, Code::PermissionDenied);
+    let stranger = manager.stranger().await;
+    all_refused(every_peer_rpc(channel(&manager, &stranger).await).await, Code::Unauthenticated);
 }
 
 fn all_refused(answers: Vec<(&'static str, Result<(), Status>)>, code: Code) {
@@ -158,7 +201,7 @@ async fn only_the_current_token_joins() {
     let request = v1::JoinTokenRequest { role, rotate: false };
     let reply = manager.operator().await.join_token(request).await.unwrap().into_inner();
     assert_eq!(reply.address, manager.address());
-    refused(join(reply.token).await, Code::Unimplemented, "worker token");
+    refused(join(reply.token).await, Code::InvalidArgument, "X25519 key");
     join(new.clone()).await.unwrap();
     refused(
         manager.join_with("bad name", &new).await.map(|node| node.id),
@@ -184,7 +227,8 @@ async fn a_request_decides_neither_role_nor_id() {
     params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, "keyhole-manager");
     let csr = params.serialize_request(&key).unwrap().der().to_vec();
     let token = manager.token(false).await;
-    let request = v1::JoinRequest { token, csr: csr.into(), hostname: "eve".into() };
+    let request =
+        v1::JoinRequest { token, csr: csr.into(), hostname: "eve".into(), ..Default::default() };
     let answer = ca.join(request).await.unwrap().into_inner();
     let leaf = keyhole_wire::tls::PeerIdentity::from_der(&answer.chain[0], 0).unwrap();
     assert_eq!((leaf.role, leaf.id), (keyhole_wire::tls::Role::Node, answer.id));

@@ -2,7 +2,7 @@
 use crate::disk::{identity, kek};
 use keyhole_domain::{Labels, NodeId, SecretId, Timestamp, Version};
 use keyhole_manager::raft::{
-    LogStore, NoPeers, Observer, Peer, ProposeError, RaftHandle, SnapshotData, SnapshotInput,
+    LogStore, Observer, Peer, Peers, ProposeError, RaftHandle, SnapshotData, SnapshotInput,
     StartOptions, StateMachine, TypeConfig,
 };
 use keyhole_manager::store::Store;
@@ -62,7 +62,14 @@ fn sealed_key() -> SealedKey {
 
 fn init() -> Envelope {
     let token = |n| TokenRecord { hash: [n; 32], salt: [n; 32], epoch: 1 };
-    let member = Member { id: 1, node: id(9), address: "127.0.0.1:7000".into(), seal_key: [3; 32] };
+    let member = Member {
+        id: 1,
+        node: id(9),
+        hostname: String::new(),
+        address: "127.0.0.1:7000".into(),
+        seal_key: [3; 32],
+        voter: true,
+    };
     envelope(Command::Init(Box::new(InitCluster {
         id: id(1),
         ca_certificate: vec![1, 2, 3],
@@ -91,8 +98,9 @@ fn peer() -> Peer {
 
 async fn start_with(folder: &Path, options: StartOptions, observer: Observer) -> RaftHandle {
     let on_stop = Arc::new(|reason: String| panic!("stopped: {reason}"));
-    let raft =
-        RaftHandle::start(folder, &kek(), NoPeers, options, observer, on_stop).await.unwrap();
+    let raft = RaftHandle::start(folder, &kek(), Peers::default(), options, observer, on_stop)
+        .await
+        .unwrap();
     raft.found(peer()).await.unwrap();
     assert!(raft.wait_leader(SOON).await, "no leader");
     raft
@@ -305,7 +313,7 @@ async fn the_members_own_secrets_are_kept_beside_the_state() {
 #[tokio::test]
 async fn an_unreached_peer_grants_nothing_and_is_named() {
     let peer = Peer { address: "10.1.2.3:7000".into(), name: id::<NodeId>(5).to_string() };
-    let mut client = NoPeers.new_client(2, &peer).await;
+    let mut client = Peers::default().new_client(2, &peer).await;
     let request = VoteRequest::new(Vote::new(3, 1), None);
     let error = client.pre_vote(request, RPCOption::new(SOON)).await.unwrap_err();
     assert!(matches!(error, RPCError::Unreachable(_)), "{error}");

@@ -4,26 +4,20 @@
 //! it belongs to every call made on it.
 
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig, Error as RustlsError};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
+use tonic::transport::{Channel, Endpoint};
 
 use super::live::danger_unverified_config;
 use super::{EXPORTER_LABEL, LiveTls, PeerIdentity, SERVER_NAME, unix_now};
-use crate::format::USER_AGENT;
+use crate::http2::{self, SpeakError};
 
 /// Bytes that only the two ends of one connection know.
 pub type Exporter = [u8; 32];
@@ -217,26 +211,15 @@ async fn dial(addr: &str) -> Result<TcpStream, ConnectError> {
 /// Starts HTTP/2 and waits for the manager's first bytes: in TLS 1.3 a refusal of our certificate
 /// arrives only after the handshake, in their place.
 async fn speak_http2(addr: &str, tls: TlsStream<TcpStream>) -> Result<Channel, ConnectError> {
-    let (tell, first) = oneshot::channel();
-    let once = Arc::new(Mutex::new(Some(FirstRead { stream: tls, tell: Some(tell) })));
-    let connector = service_fn(move |_: Uri| {
-        let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
-        async move { stream.map(TokioIo::new).ok_or_else(ended) }
-    });
-    let channel = Endpoint::from_static("http://manager")
-        .user_agent(USER_AGENT)
-        .map_err(|source| setup(addr, source))?
+    let endpoint = Endpoint::from_static("http://manager")
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true)
-        .connect_with_connector(connector)
-        .await
-        .map_err(|source| setup(addr, source))?;
-    match first.await {
-        Ok(Ok(())) => Ok(channel),
-        Ok(Err(error)) => Err(explain(addr, error)),
-        Err(_dropped) => Err(ConnectError::Closed { addr: addr.to_owned(), source: ended() }),
-    }
+        .keep_alive_while_idle(true);
+    http2::speak(endpoint, tls).await.map_err(|error| match error {
+        SpeakError::Setup(source) => setup(addr, source),
+        SpeakError::Stream(source) => explain(addr, source),
+        SpeakError::Silent => ConnectError::Closed { addr: addr.to_owned(), source: ended() },
+    })
 }
 
 fn ended() -> io::Error {
@@ -292,76 +275,4 @@ fn explain_alert(addr: String, alert: AlertDescription) -> ConnectError {
         }
     };
     ConnectError::OwnCertificate { addr, reason }
-}
-
-/// Tells how the first read ended.
-struct FirstRead {
-    stream: TlsStream<TcpStream>,
-    tell: Option<oneshot::Sender<io::Result<()>>>,
-}
-
-impl FirstRead {
-    /// A write that fails before the first read may have been answered by an alert that waits to be
-    /// read; it says more than the broken pipe.
-    fn tell_failed_write(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        let Some(tell) = self.tell.take() else { return error };
-        let kind = error.kind();
-        let mut scratch = [0; 1];
-        let read = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut scratch));
-        let reason = match read {
-            Poll::Ready(Err(reason)) => reason,
-            _ => error,
-        };
-        // A failed send means that the caller gave up.
-        drop(tell.send(Err(reason)));
-        kind.into()
-    }
-}
-
-impl AsyncRead for FirstRead {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let outcome = std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
-        let Some(tell) = self.tell.take() else {
-            return Poll::Ready(outcome);
-        };
-        let nothing = buffer.filled().len() == before;
-        // A failed send means that the caller gave up.
-        Poll::Ready(match outcome {
-            Ok(()) => {
-                let told = if nothing { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) };
-                drop(tell.send(told));
-                Ok(())
-            }
-            Err(error) => {
-                let kind = error.kind();
-                drop(tell.send(Err(error)));
-                Err(kind.into())
-            }
-        })
-    }
-}
-
-impl AsyncWrite for FirstRead {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
-        Poll::Ready(outcome.map_err(|error| self.tell_failed_write(cx, error)))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx));
-        Poll::Ready(outcome.map_err(|error| self.tell_failed_write(cx, error)))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

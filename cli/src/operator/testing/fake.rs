@@ -136,6 +136,22 @@ fn node(letter: char, hostname: &str, connected: bool) -> NodeInfo {
     }
 }
 
+fn manager(letter: char, member: u64) -> ManagerInfo {
+    let leader = member == 1;
+    ManagerInfo {
+        member,
+        id: id(letter),
+        hostname: format!("manager-{member}"),
+        address: format!("10.0.0.{member}:7070"),
+        leader,
+        voter: leader,
+        voter_wanted: true,
+        reached: true,
+        behind: if leader { 0 } else { 1700 },
+        trouble: if leader { String::new() } else { "it is catching up".to_owned() },
+    }
+}
+
 fn task(letter: char, state: &str, reason: &str, ended: bool) -> TaskInfo {
     TaskInfo {
         id: id(letter),
@@ -330,6 +346,30 @@ impl Operator for Fake {
         }))
     }
 
+    async fn list_managers(&self, _: Request<ListRequest>) -> Answer<ManagerList> {
+        Ok(Response::new(ManagerList { managers: vec![manager('p', 2), manager('m', 1)] }))
+    }
+
+    async fn promote_manager(&self, request: Request<ObjectRequest>) -> Answer<ManagerInfo> {
+        self.see(request.into_inner().object);
+        Ok(Response::new(manager('p', 2)))
+    }
+
+    async fn demote_manager(&self, request: Request<ObjectRequest>) -> Answer<ManagerInfo> {
+        self.see(request.into_inner().object);
+        Ok(Response::new(manager('m', 1)))
+    }
+
+    async fn remove_manager(&self, request: Request<ObjectRequest>) -> Answer<Removed> {
+        self.see(request.into_inner().object);
+        Ok(Response::new(Removed { id: id('p') }))
+    }
+
+    async fn transfer_leader(&self, request: Request<TransferRequest>) -> Answer<ManagerInfo> {
+        self.see(request.into_inner().to);
+        Ok(Response::new(manager('m', 1)))
+    }
+
     async fn list_nodes(&self, _: Request<ListRequest>) -> Answer<NodeList> {
         Ok(Response::new(NodeList {
             nodes: vec![node('o', "beta", false), node('n', "alpha", true)],
@@ -364,12 +404,8 @@ impl Operator for Fake {
             id: id('c'),
             incarnation: 1,
             created_at: THEN,
-            members: vec![MemberInfo {
-                id: 1,
-                node: id('m'),
-                address: "10.0.0.1:7070".to_owned(),
-                leader: true,
-            }],
+            managers: vec![manager('m', 1), manager('p', 2)],
+            health: "ok".to_owned(),
             term: 1,
             last_log: 61,
             applied: 60,

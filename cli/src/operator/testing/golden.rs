@@ -289,6 +289,23 @@ fn nodes_are_listed_as_docker_does() {
 }
 
 #[test]
+fn managers_are_listed_with_what_is_wrong() {
+    assert_eq!(
+        keyhole(&["manager", "ls"]).out,
+        "ID                          HOSTNAME    STATUS      ROLE      ADDRESS         BEHIND    TROUBLE\n\
+         mmmmmmmmmmmmmmmmmmmmmmmmm   manager-1   Leader      Voter     10.0.0.1:7070   0\n\
+         ppppppppppppppppppppppppp   manager-2   Reachable   Learner   10.0.0.2:7070   1700      it is catching up\n"
+    );
+    let learners = ["manager", "ls", "-q", "-f", "role=learner"];
+    assert_eq!(keyhole(&learners).out, format!("{}\n", "p".repeat(25)));
+    let ran = keyhole(&["manager", "promote", "manager-2"]);
+    assert_eq!(ran.out, format!("{}\n", "p".repeat(25)));
+    assert!(ran.err.contains("manager manager-2: it is catching up"), "{}", ran.err);
+    assert_eq!(keyhole(&["manager", "rm", "a", "b"]).out, "a\nb\n");
+    assert_eq!(keyhole(&["manager", "transfer-leader"]).out, format!("{}\n", "m".repeat(25)));
+}
+
+#[test]
 fn join_tokens_come_alone_or_with_a_command() {
     assert_eq!(keyhole(&["cluster", "join-token", "-q", "worker"]).out, "KH-1-digest-secret\n");
     let out = keyhole(&["cluster", "join-token", "worker"]).out;
@@ -304,13 +321,13 @@ fn the_cluster_tells_how_it_is() {
         "Nodes:           2 (1 connected)\n",
         "This manager's:  expires in 24 hours\n",
         "Certificates:    live 1day\n",
-        "Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm at 10.0.0.1:7070 (member 1, leader)\n",
+        "Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind)\n",
     ] {
         assert!(out.contains(line), "{line}\n{out}");
     }
     let out =
         keyhole(&["cluster", "status", "--format", "{{.Raft.Applied}} {{len .Managers}}"]).out;
-    assert_eq!(out, "60 1\n");
+    assert_eq!(out, "60 2\n");
 }
 
 #[test]

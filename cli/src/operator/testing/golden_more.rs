@@ -232,8 +232,12 @@ fn the_cluster_and_this_node_tell_how_they_are() {
     assert_eq!(
         out(&["cluster", "status", "-f", "json"]),
         format!(
-            "{{\"ID\":\"{}\",\"Incarnation\":1,\"CreatedAt\":\"2023-11-14T22:13:20.000000000Z\",\"Managers\":[{{\"ID\":1,\
-             \"NodeID\":\"mmmmmmmmmmmmmmmmmmmmmmmmm\",\"Addr\":\"10.0.0.1:7070\",\"Leader\":true}}],\"Raft\":{{\"Term\":\
+            "{{\"ID\":\"{}\",\"Health\":\"ok\",\"Incarnation\":1,\"CreatedAt\":\"2023-11-14T22:13:20.000000000Z\",\
+             \"Managers\":[{{\"ID\":1,\"NodeID\":\"mmmmmmmmmmmmmmmmmmmmmmmmm\",\"Hostname\":\"manager-1\",\"Addr\":\
+             \"10.0.0.1:7070\",\"Leader\":true,\"Voter\":true,\"Reachable\":true,\"Behind\":0,\"Trouble\":\"\"}},{{\
+             \"ID\":2,\"NodeID\":\"ppppppppppppppppppppppppp\",\"Hostname\":\"manager-2\",\"Addr\":\"10.0.0.2:7070\",\
+             \"Leader\":false,\"Voter\":false,\"Reachable\":true,\"Behind\":1700,\"Trouble\":\"it is catching up\"}}],\
+             \"Raft\":{{\"Term\":\
              1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
              \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
              \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"Secrets\":2,\"Services\":1,\
@@ -244,6 +248,7 @@ fn the_cluster_and_this_node_tell_how_they_are() {
     assert_eq!(
         out(&["cluster", "status"]),
         "ID:              ccccccccccccccccccccccccc\n\
+         Health:          ok\n\
          Created at:      2023-11-14T22:13:20.000000000Z\n\
          Revision:        1.60\n\
          Raft:            term 1, last log 61, snapshot at 50\n\
@@ -256,7 +261,9 @@ fn the_cluster_and_this_node_tell_how_they_are() {
          This manager's:  expires in 24 hours\n\
          CA:              expires in 19 years\n\
          Refused:         3 requests since this manager started\n\
-         Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm at 10.0.0.1:7070 (member 1, leader)\n"
+         Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind)\n \
+         - ppppppppppppppppppppppppp manager-2 at 10.0.0.2:7070 (member 2, learner, reachable, 1700 behind); it is \
+         catching up\n"
     );
     assert_eq!(
         out(&["node", "status"]),

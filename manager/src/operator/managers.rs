@@ -1,0 +1,166 @@
+//! The managers: look, promote, demote, remove, hand over the lead. Invariant: what would lose the quorum is refused
+//! before anything is changed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keyhole_proto::v1;
+use keyhole_state::{Command, Member, State};
+use tonic::Status;
+
+use crate::authz::{Action, Authorized, act};
+use crate::raft::{OUT_OF_REACH, Progress, Status as RaftStatus};
+use crate::shell::Shell;
+use crate::status::rejected;
+
+type Reply<T> = Result<T, Status>;
+
+/// How long a change of the membership may take until it is told as it is.
+const SETTLED: Duration = Duration::from_secs(5);
+/// How many entries a follower may be behind and still count as being there.
+const NEARLY: u64 = 1000;
+
+pub(super) async fn list(
+    shell: &Shell,
+    by: &Authorized<act::ListManagers>,
+    _: v1::ListRequest,
+) -> Reply<v1::ManagerList> {
+    Ok(v1::ManagerList { managers: seen(shell, by).await })
+}
+
+pub(super) async fn promote(
+    shell: &Shell,
+    by: &Authorized<act::PromoteManager>,
+    request: v1::ObjectRequest,
+) -> Reply<v1::ManagerInfo> {
+    let id = find(shell, by, &request.object)?;
+    shell.propose(by, Command::SetVoter { id, voter: true }).await?;
+    settled(shell, by, id).await
+}
+
+pub(super) async fn demote(
+    shell: &Shell,
+    by: &Authorized<act::DemoteManager>,
+    request: v1::ObjectRequest,
+) -> Reply<v1::ManagerInfo> {
+    let id = find(shell, by, &request.object)?;
+    spare(shell, by, id).await?;
+    shell.propose(by, Command::SetVoter { id, voter: false }).await?;
+    settled(shell, by, id).await
+}
+
+pub(super) async fn remove(
+    shell: &Shell,
+    by: &Authorized<act::RemoveManager>,
+    request: v1::ObjectRequest,
+) -> Reply<v1::Removed> {
+    let id = find(shell, by, &request.object)?;
+    let node = shell.view(by, |state| state.members().get(&id).map(|member| member.node));
+    spare(shell, by, id).await?;
+    shell.propose(by, Command::RemoveMember { id }).await?;
+    Ok(v1::Removed { id: node.map(|node| node.to_string()).unwrap_or_default() })
+}
+
+pub(super) async fn transfer_leader(
+    shell: &Shell,
+    by: &Authorized<act::TransferLeader>,
+    request: v1::TransferRequest,
+) -> Reply<v1::ManagerInfo> {
+    let to = match request.to.as_str() {
+        "" => 0,
+        text => find(shell, by, text)?,
+    };
+    let to = match shell.replica_status(by).leader {
+        Some(leader) if leader == to => to,
+        _ => shell.hand_over(to).await?,
+    };
+    one(shell, by, to).await
+}
+
+fn find<A: Action>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<u64> {
+    let found = shell.view(by, |state| state.find_member(text).map(|member| member.id));
+    found.map_err(|e| rejected(&e))
+}
+
+/// Whether the cluster can do without this member's vote; if it leads, another one does then.
+async fn spare<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<()> {
+    let (_, progress) = shell.progress().await?;
+    let raft = shell.replica_status(by);
+    let voting = raft.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
+    let mut reached: BTreeSet<u64> =
+        progress.iter().filter(|(_, progress)| is_reached(progress)).map(|(id, _)| *id).collect();
+    reached.extend(raft.leader);
+    shell
+        .view(by, |state| state.quorum_without(id, &voting, &reached))
+        .map_err(|e| rejected(&e))?;
+    if raft.leader == Some(id) {
+        shell.hand_over(0).await?;
+    }
+    Ok(())
+}
+
+fn is_reached(progress: &Progress) -> bool {
+    progress.silent.is_some_and(|silent| silent < OUT_OF_REACH)
+}
+
+/// A member, once Raft's membership has followed, or as it is after a while.
+async fn settled<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<v1::ManagerInfo> {
+    let wanted = shell.view(by, |state| state.members().get(&id).is_some_and(|m| m.voter));
+    shell
+        .wait_raft(by, SETTLED, |raft| {
+            raft.members.get(&id).is_some_and(|(_, votes)| *votes == wanted)
+        })
+        .await;
+    one(shell, by, id).await
+}
+
+async fn one<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<v1::ManagerInfo> {
+    let seen = seen(shell, by).await;
+    let found = seen.into_iter().find(|manager| manager.member == id);
+    found.ok_or_else(|| Status::not_found(format!("no member has the id {id}")))
+}
+
+/// All managers, as the leader sees them; where there is none, as far as they are known here.
+pub(super) async fn seen<A: Action>(shell: &Shell, by: &Authorized<A>) -> Vec<v1::ManagerInfo> {
+    let progress = shell.progress().await.ok();
+    let raft = shell.replica_status(by);
+    let info = |state: &State| {
+        let members = state.members().values();
+        members.map(|member| info(member, &raft, progress.as_ref())).collect()
+    };
+    shell.view(by, info)
+}
+
+type Others = (u64, std::collections::BTreeMap<u64, Progress>);
+
+fn info(member: &Member, raft: &RaftStatus, seen: Option<&Others>) -> v1::ManagerInfo {
+    let leader = raft.leader == Some(member.id);
+    let voter = raft.members.get(&member.id).is_some_and(|(_, votes)| *votes);
+    let progress = seen.and_then(|(_, others)| others.get(&member.id));
+    let last = seen.map_or(raft.last_log, |(last, _)| *last);
+    let behind = match (leader, progress) {
+        (false, Some(progress)) => last.saturating_sub(progress.matched),
+        _ => 0,
+    };
+    let reached = leader || progress.is_some_and(is_reached);
+    let trouble = match (seen, reached) {
+        (None, _) => "no leader is in reach of the manager that was asked",
+        (_, false) => "the leader does not reach it",
+        _ if behind > NEARLY => "it is catching up",
+        _ if voter != member.voter && member.voter => "it votes once it has caught up",
+        _ if voter != member.voter => "it votes until the change is through",
+        _ => "",
+    };
+    v1::ManagerInfo {
+        member: member.id,
+        id: member.node.to_string(),
+        hostname: member.hostname.clone(),
+        address: member.address.clone(),
+        leader,
+        voter,
+        voter_wanted: member.voter,
+        reached,
+        behind,
+        trouble: trouble.to_owned(),
+    }
+}

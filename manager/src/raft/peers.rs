@@ -1,0 +1,414 @@
+//! The way to other managers: TLS connections that are kept, and Raft's calls on them.
+//!
+//! Depends on wire's TLS, the state (for addresses) and openraft's network traits. Invariants: a call goes to the member
+//! that it is meant for, proven by its certificate; a peer that was not reached is reported as unreachable, never as
+//! having granted anything.
+use super::machine::Live;
+use super::peer_codec as codec;
+use super::snapshot::SnapshotData;
+use super::types::{Peer, TypeConfig, Vote};
+use super::wire::{vote_in, vote_out};
+use crate::codec::encode_envelope;
+use bytes::Bytes;
+use keyhole_domain::ClusterId;
+use keyhole_proto::v1;
+use keyhole_proto::v1::peer_client::PeerClient;
+use keyhole_state::Envelope;
+use keyhole_wire::tls::{ConnectError, Identity, LiveTls, Role, connect_manager};
+use openraft::alias::SnapshotOf;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+/// The largest call: entries of 2 MiB, or one of the largest size.
+pub(crate) const MAX_CALL: usize = 16 << 20;
+/// Entries may take longer than a heartbeat: they wait for a disk.
+const APPENDING: Duration = Duration::from_secs(2);
+/// A forwarded command: the leader may have to wait for a quorum.
+const PROPOSING: Duration = Duration::from_secs(10);
+/// A leader answers from what its followers say within a heartbeat.
+const READING: Duration = Duration::from_secs(2);
+/// Chunks of a snapshot on their way.
+const CHUNKS: usize = 2;
+
+/// What a connection is for; a long call of one kind holds up no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    /// Entries.
+    Log,
+    /// Heartbeats, votes, and what callers wait for.
+    Pulse,
+    /// Snapshots.
+    Snapshot,
+}
+
+/// Why a manager did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// This manager has no certificate to call with.
+    #[error("{address} is not called: this manager has no certificate yet")]
+    Unready {
+        /// Where it is.
+        address: String,
+    },
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Somebody else is at that address.
+    #[error("at {address} is {found}, not manager {wanted}")]
+    Another {
+        /// Where.
+        address: String,
+        /// Who is there.
+        found: String,
+        /// Who should be.
+        wanted: String,
+    },
+    /// It refused, or the connection ended on the way.
+    #[error("{} ({})", .0.message(), .0.code())]
+    Status(Status),
+    /// No answer in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+    /// An answer that is not understood.
+    #[error(transparent)]
+    Content(#[from] io::Error),
+}
+
+impl PeerError {
+    /// Whether the call certainly had no effect.
+    pub(crate) fn not_sent(&self) -> bool {
+        match self {
+            Self::Unready { .. } | Self::Connect(_) | Self::Another { .. } => true,
+            Self::Status(status) => status.code() == Code::FailedPrecondition,
+            Self::TimedOut(_) | Self::Content(_) => false,
+        }
+    }
+}
+
+/// The connections to all other managers. Clones share them.
+#[derive(Clone, Default)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// None before [`Peers::open`]; no connection is made until then.
+    ways: OnceLock<Ways>,
+    lines: Mutex<BTreeMap<(u64, Lane), Line>>,
+    removed: watch::Sender<Option<String>>,
+}
+
+/// What a call needs.
+struct Ways {
+    cluster: ClusterId,
+    live: Live,
+    tls: LiveTls,
+}
+
+/// A connection that is kept.
+#[derive(Clone)]
+struct Line {
+    client: PeerClient<Channel>,
+    address: String,
+    /// What it was opened with; the other side ends with that certificate.
+    identity: Option<Arc<Identity>>,
+}
+
+impl Peers {
+    /// From now on calls are made, with what `tls` says at each moment.
+    pub(super) fn open(&self, cluster: ClusterId, live: Live, tls: LiveTls) {
+        // The second time would be with the same ones.
+        let _ = self.inner.ways.set(Ways { cluster, live, tls });
+    }
+
+    /// Why this manager is no member any more, once another one has said so.
+    #[must_use]
+    pub fn removed(&self) -> watch::Receiver<Option<String>> {
+        self.inner.removed.subscribe()
+    }
+
+    /// Asks the leader to propose a command.
+    pub(crate) async fn propose(
+        &self,
+        leader: u64,
+        peer: &Peer,
+        envelope: &Envelope,
+    ) -> Result<v1::ProposeReply, PeerError> {
+        let request = v1::ProposeRequest { envelope: Some(encode_envelope(envelope)) };
+        let call = |mut client: PeerClient<Channel>| async move { client.propose(request).await };
+        self.call((leader, peer), Lane::Pulse, PROPOSING, call).await
+    }
+
+    /// Asks the leader up to where a read must be applied.
+    pub(crate) async fn read_index(&self, leader: u64, peer: &Peer) -> Result<u64, PeerError> {
+        let call = |mut client: PeerClient<Channel>| async move {
+            client.read_index(v1::ReadIndexRequest {}).await
+        };
+        Ok(self.call((leader, peer), Lane::Pulse, READING, call).await?.index)
+    }
+
+    /// A client for another service's questions.
+    pub(crate) async fn client(
+        &self,
+        member: u64,
+        peer: &Peer,
+    ) -> Result<PeerClient<Channel>, PeerError> {
+        self.line(member, peer, Lane::Pulse).await
+    }
+
+    async fn call<R, F>(
+        &self,
+        (member, peer): (u64, &Peer),
+        lane: Lane,
+        within: Duration,
+        call: impl FnOnce(PeerClient<Channel>) -> F,
+    ) -> Result<R, PeerError>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let answered = tokio::time::timeout(within, async {
+            let client = self.line(member, peer, lane).await?;
+            let answer = call(client).await.map_err(PeerError::Status)?;
+            Ok(answer.into_inner())
+        });
+        let answered = answered.await.unwrap_or(Err(PeerError::TimedOut(within)));
+        if let Err(error) = &answered {
+            self.failed((member, lane), error);
+        }
+        answered
+    }
+
+    /// The kept connection, or a new one.
+    async fn line(
+        &self,
+        member: u64,
+        peer: &Peer,
+        lane: Lane,
+    ) -> Result<PeerClient<Channel>, PeerError> {
+        let Some(Ways { cluster, live, tls }) = self.inner.ways.get() else {
+            return Err(PeerError::Unready { address: peer.address.clone() });
+        };
+        // What an operator or the manager itself changed counts, not what it joined with.
+        let known = live.state().members().get(&member).map(|member| member.address.clone());
+        let address = known.unwrap_or_else(|| peer.address.clone());
+        let identity = tls.identity();
+        let same = |line: &&Line| {
+            line.address == address
+                && line.identity.as_ref().map(Arc::as_ptr) == identity.as_ref().map(Arc::as_ptr)
+        };
+        if let Some(line) = self.lines().get(&(member, lane)).filter(same) {
+            return Ok(line.client.clone());
+        }
+        let connection = connect_manager(&address, tls).await?;
+        let found = &connection.manager;
+        if found.role != Role::Manager || found.cluster != *cluster || found.id != peer.name {
+            let found = format!("{} {} of cluster {}", found.role.word(), found.id, found.cluster);
+            return Err(PeerError::Another { address, found, wanted: peer.name.clone() });
+        }
+        let client = PeerClient::new(connection.channel)
+            .max_decoding_message_size(MAX_CALL)
+            .max_encoding_message_size(MAX_CALL);
+        let line = Line { client: client.clone(), address, identity };
+        self.lines().insert((member, lane), line);
+        Ok(client)
+    }
+
+    /// A connection on which a call failed may be dead without knowing it.
+    fn failed(&self, at: (u64, Lane), error: &PeerError) {
+        let refused = match error {
+            PeerError::Status(status) => status.code(),
+            _ => Code::Unknown,
+        };
+        if !matches!(refused, Code::FailedPrecondition | Code::InvalidArgument) {
+            self.lines().remove(&at);
+        }
+        if let PeerError::Status(status) = error
+            && let Some(ways) = self.inner.ways.get()
+            && is_removal(status, ways.live.state().index())
+        {
+            self.inner.removed.send_replace(Some(status.message().to_owned()));
+        }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<(u64, Lane), Line>> {
+        self.inner.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A refusal by one who does not know the caller, with the index that he has applied.
+pub(crate) fn not_a_member(why: String, applied: u64) -> Status {
+    let details = v1::ReadIndexReply { index: applied }.encode_to_vec();
+    Status::with_details(Code::PermissionDenied, why, Bytes::from(details))
+}
+
+/// Whether a refusal means that this manager was removed: who refuses knows all that this manager knows, and more. One
+/// that is behind may only not have heard of it yet.
+fn is_removal(status: &Status, applied: u64) -> bool {
+    if status.code() != Code::PermissionDenied || status.details().is_empty() {
+        return false;
+    }
+    v1::ReadIndexReply::decode(status.details()).is_ok_and(|theirs| theirs.index >= applied)
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = PeerLine;
+
+    async fn new_client(&mut self, target: u64, node: &Peer) -> PeerLine {
+        PeerLine { peers: self.clone(), target, node: node.clone(), lane: Lane::Log }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Peer) -> PeerLine {
+        PeerLine { peers: self.clone(), target, node: node.clone(), lane: Lane::Pulse }
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Peer) -> PeerLine {
+        PeerLine { peers: self.clone(), target, node: node.clone(), lane: Lane::Snapshot }
+    }
+}
+
+/// The way to one other manager, as openraft uses it.
+pub struct PeerLine {
+    peers: Peers,
+    target: u64,
+    node: Peer,
+    lane: Lane,
+}
+
+impl PeerLine {
+    async fn call<R, T, F>(
+        &self,
+        (lane, within): (Lane, Duration),
+        call: impl FnOnce(PeerClient<Channel>) -> F,
+        understand: impl FnOnce(R) -> io::Result<T>,
+    ) -> Result<T, RPCError<TypeConfig>>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let answer = self.peers.call((self.target, &self.node), lane, within, call).await;
+        let understood = answer.and_then(|answer| Ok(understand(answer)?));
+        understood.map_err(|error| {
+            tracing::debug!(member = self.target, address = %self.node.address, %error, "not reached");
+            Unreachable::new(&error).into()
+        })
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerLine {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let within = if rpc.entries.is_empty() { option.soft_ttl() } else { APPENDING };
+        let request = codec::append_out(self.target, rpc);
+        let call = |mut client: PeerClient<Channel>| async move { client.append(request).await };
+        self.call((self.lane, within), call, codec::appended_in).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = codec::ballot_out(self.target, &rpc);
+        let call = |mut client: PeerClient<Channel>| async move { client.vote(request).await };
+        self.call((Lane::Pulse, option.soft_ttl()), call, codec::voted_in).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = codec::ballot_out(self.target, &rpc);
+        let call = |mut client: PeerClient<Channel>| async move { client.pre_vote(request).await };
+        self.call((Lane::Pulse, option.soft_ttl()), call, codec::voted_in).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = codec::transfer_out(&request);
+        let call =
+            |mut client: PeerClient<Channel>| async move { client.transfer_leader(request).await };
+        self.call((Lane::Pulse, option.soft_ttl()), call, codec::transferred_in).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let (sender, parts) = mpsc::channel(CHUNKS);
+        let start = v1::SnapshotStart { to: self.target, vote: Some(vote_out(&vote)) };
+        // Reads a database: not for the threads that everything else runs on.
+        let reading = tokio::task::spawn_blocking(move || send_parts(start, &snapshot, &sender));
+        let call = |mut client: PeerClient<Channel>| async move {
+            client.install_snapshot(ReceiverStream::new(parts)).await
+        };
+        let understand = |reply: v1::SnapshotReply| {
+            let vote = reply.vote.ok_or_else(|| io::Error::other("an answer without a vote"))?;
+            Ok(SnapshotResponse::new(vote_in(vote)?))
+        };
+        let sending = self.call((self.lane, option.soft_ttl()), call, understand);
+        let sent = tokio::select! {
+            closed = cancel => return Err(closed.into()),
+            sent = sending => sent,
+        };
+        match reading.await {
+            Ok(Err(error)) => Err(Unreachable::new(&error).into()),
+            Ok(Ok(())) | Err(_) => Ok(sent?),
+        }
+    }
+}
+
+/// Stops early, without an error, when nobody takes the parts any more.
+fn send_parts(
+    start: v1::SnapshotStart,
+    snapshot: &SnapshotOf<TypeConfig, SnapshotData>,
+    to: &mpsc::Sender<v1::SnapshotPart>,
+) -> io::Result<()> {
+    use v1::snapshot_part::Part;
+    let send = |part| to.blocking_send(v1::SnapshotPart { part: Some(part) }).is_ok();
+    if !send(Part::Start(start)) {
+        return Ok(());
+    }
+    snapshot.snapshot.chunks(&snapshot.meta, &mut |chunk| send(Part::Chunk(chunk)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_knows_as_much_can_say_that_this_manager_was_removed() {
+        let status = not_a_member("no member".to_owned(), 7);
+        assert!(is_removal(&status, 7) && is_removal(&status, 6));
+        assert!(!is_removal(&status, 8), "it is behind");
+        assert!(!is_removal(&Status::permission_denied("no"), 0), "another refusal");
+        let elsewhere = Status::with_details(Code::Unavailable, "x", Bytes::from_static(&[8, 9]));
+        assert!(!is_removal(&elsewhere, 0));
+    }
+}

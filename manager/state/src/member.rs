@@ -1,0 +1,223 @@
+//! The managers that are members of the cluster. What is said here is what is wanted; Raft's own membership follows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keyhole_domain::NodeId;
+
+use crate::{Cluster, KeySeal, Outcome, Rejected, RowKey, State, apply::Change};
+
+/// A manager that is a member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its Raft id; from a counter, never reused.
+    pub id: u64,
+    /// Its certificate's id.
+    pub node: NodeId,
+    /// Its host name when it joined, for people; empty for one that was made before that was kept.
+    pub hostname: String,
+    /// Where it listens, `host:port`.
+    pub address: String,
+    /// Its own HPKE public key (X25519), for [`crate::SealedKey`].
+    pub seal_key: [u8; 32],
+    /// Whether it is to vote; until it has caught up, it does not.
+    pub voter: bool,
+}
+
+/// The cluster's keys, sealed for one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberKeys {
+    /// The root CA's key.
+    pub ca: KeySeal,
+    /// The value keys, by epoch.
+    pub keyring: BTreeMap<u32, KeySeal>,
+}
+
+/// Raft's membership as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RaftMembers {
+    /// Those that vote.
+    pub voters: BTreeSet<u64>,
+    /// Those that are told everything and do not vote.
+    pub learners: BTreeSet<u64>,
+    /// Of the learners those that have nearly all of the log.
+    pub caught_up: BTreeSet<u64>,
+}
+
+/// What a cluster can still do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Every voter is in reach.
+    Whole,
+    /// Some are not; so many more may be lost before nothing can be decided.
+    Degraded {
+        /// How many are out of reach.
+        missing: usize,
+        /// How many more may be.
+        spare: usize,
+    },
+    /// Nothing can be decided.
+    NoQuorum {
+        /// How many are in reach.
+        have: usize,
+        /// How many must be.
+        needed: usize,
+    },
+}
+
+impl Health {
+    /// Of those that vote, with those that are reached.
+    #[must_use]
+    pub fn of(voters: &BTreeSet<u64>, reached: &BTreeSet<u64>) -> Self {
+        let (have, needed) = (voters.intersection(reached).count(), voters.len() / 2 + 1);
+        match voters.len() - have {
+            _ if have < needed => Self::NoQuorum { have, needed },
+            0 => Self::Whole,
+            missing => Self::Degraded { missing, spare: have - needed },
+        }
+    }
+}
+
+/// One change of Raft's membership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MembershipStep {
+    /// This member is told everything from now on.
+    AddLearner(u64),
+    /// These vote, and no others.
+    SetVoters(BTreeSet<u64>),
+    /// These are told nothing any more.
+    Remove(BTreeSet<u64>),
+}
+
+impl State {
+    pub(crate) fn add_member(
+        &mut self,
+        member: &Member,
+        keys: &MemberKeys,
+    ) -> Result<Change, Rejected> {
+        let taken = self.nodes.contains_key(&member.node)
+            || self.members.values().any(|known| known.node == member.node);
+        if taken {
+            return Err(Rejected::IdTaken { kind: "manager", id: member.node.to_string() });
+        }
+        let cluster = self.cluster_mut()?;
+        if member.id != cluster.next_member {
+            return Err(Rejected::IdTaken { kind: "member", id: member.id.to_string() });
+        }
+        cluster.seal_for(member.id, keys)?;
+        cluster.next_member += 1;
+        self.members.insert(member.id, member.clone());
+        Ok(Change::rows([RowKey::Cluster, RowKey::Member(member.id)], Outcome::Done))
+    }
+
+    /// Gives a member its vote or takes it.
+    pub(crate) fn set_voter(&mut self, id: u64, voter: bool) -> Result<Change, Rejected> {
+        if !voter {
+            self.someone_votes_without(id)?;
+        }
+        let member = self.members.get_mut(&id).ok_or(Rejected::NoMember { id })?;
+        member.voter = voter;
+        Ok(Change::rows([RowKey::Member(id)], Outcome::Done))
+    }
+
+    pub(crate) fn remove_member(&mut self, id: u64) -> Result<Change, Rejected> {
+        self.someone_votes_without(id)?;
+        if self.members.remove(&id).is_none() {
+            return Err(Rejected::NoMember { id });
+        }
+        let cluster = self.cluster_mut()?;
+        cluster.ca_key.seals.remove(&id);
+        cluster.keyring.values_mut().for_each(|key| drop(key.seals.remove(&id)));
+        Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
+    }
+
+    fn someone_votes_without(&self, id: u64) -> Result<(), Rejected> {
+        match self.members.values().any(|member| member.voter && member.id != id) {
+            true => Ok(()),
+            false => Err(Rejected::LastVoter { id }),
+        }
+    }
+
+    /// The members that are to vote.
+    pub fn voters(&self) -> BTreeSet<u64> {
+        self.members.values().filter(|member| member.voter).map(|member| member.id).collect()
+    }
+
+    /// Whether the cluster could still decide anything if this member had no vote: of those that vote now, a majority of
+    /// the rest must be reached.
+    ///
+    /// # Errors
+    /// [`Rejected::QuorumLost`] with the numbers; [`Rejected::LastVoter`] if it is the only one.
+    pub fn quorum_without(
+        &self,
+        id: u64,
+        voting: &BTreeSet<u64>,
+        reached: &BTreeSet<u64>,
+    ) -> Result<(), Rejected> {
+        self.someone_votes_without(id)?;
+        let mut left = voting.clone();
+        if !left.remove(&id) {
+            return Ok(());
+        }
+        let (needed, have) = (left.len() / 2 + 1, left.intersection(reached).count());
+        match have >= needed {
+            true => Ok(()),
+            false => Err(Rejected::QuorumLost { id, left: left.len(), needed, have }),
+        }
+    }
+
+    /// What Raft's membership has to become next to be as it is wanted here; one step at a time.
+    pub fn membership_step(&self, raft: &RaftMembers) -> Option<MembershipStep> {
+        let known = |id: &u64| raft.voters.contains(id) || raft.learners.contains(id);
+        if let Some(id) = self.members.keys().find(|id| !known(id)) {
+            return Some(MembershipStep::AddLearner(*id));
+        }
+        let wanted = self.voters();
+        let ready = wanted.intersection(&raft.learners).filter(|id| raft.caught_up.contains(id));
+        let voters: BTreeSet<u64> =
+            raft.voters.intersection(&wanted).chain(ready).copied().collect();
+        // A cluster always has a voter; who has nobody to take his place keeps his vote for now.
+        if !voters.is_empty() && voters != raft.voters {
+            return Some(MembershipStep::SetVoters(voters));
+        }
+        let gone: BTreeSet<u64> =
+            raft.learners.iter().filter(|id| !self.members.contains_key(id)).copied().collect();
+        (!gone.is_empty()).then_some(MembershipStep::Remove(gone))
+    }
+
+    /// The member that a text names: its certificate's id, its host name, its address, or its number.
+    pub fn find_member(&self, text: &str) -> Result<&Member, Rejected> {
+        let by = |fits: &dyn Fn(&Member) -> bool| -> Vec<&Member> {
+            self.members.values().filter(|member| fits(member)).collect()
+        };
+        let exact: [&dyn Fn(&Member) -> bool; 3] = [
+            &|member| member.node.as_str() == text || member.id.to_string() == text,
+            &|member| !text.is_empty() && (member.hostname == text || member.address == text),
+            &|member| !text.is_empty() && member.node.as_str().starts_with(text),
+        ];
+        let found = exact.into_iter().map(by).find(|found| !found.is_empty());
+        let name = text.chars().take(80).collect();
+        match found.as_deref() {
+            Some([member]) => Ok(member),
+            Some(several) => {
+                Err(Rejected::Ambiguous { kind: "manager", name, count: several.len() })
+            }
+            None => Err(Rejected::NotFound { kind: "manager", name }),
+        }
+    }
+}
+
+impl Cluster {
+    /// Takes a member's seals, which must be of the keys that there are now.
+    fn seal_for(&mut self, id: u64, keys: &MemberKeys) -> Result<(), Rejected> {
+        if !self.keyring.keys().eq(keys.keyring.keys()) {
+            return Err(Rejected::KeysRaced { id });
+        }
+        self.ca_key.seals.insert(id, keys.ca.clone());
+        for (epoch, seal) in &keys.keyring {
+            if let Some(key) = self.keyring.get_mut(epoch) {
+                key.seals.insert(id, seal.clone());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! Several managers: joining, one history by all of them, and what goes on when one of them is gone.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use keyhole_tests::{Cluster, wait};
+use rustix::process::Signal;
+
+/// What one manager says of another, by its address.
+fn told(by: &Cluster, of: &Cluster, field: &str) -> String {
+    let format = format!("{{{{.Address}}}} {field}");
+    let list = by.keyhole(["manager", "ls", "--format", &format]);
+    let address = format!("{} ", of.address());
+    let line = list.stdout.lines().find_map(|line| line.strip_prefix(&address));
+    line.map_or_else(|| format!("not listed: {}", list.stderr), str::to_owned)
+}
+
+#[track_caller]
+fn comes_to(by: &Cluster, of: &Cluster, field: &str, wanted: &str) {
+    wait::until(&format!("{field} to be {wanted}"), || match told(by, of, field) {
+        now if now == wanted => Ok(()),
+        now => Err(now),
+    });
+}
+
+/// Which of them leads, as any of them says.
+fn leader(managers: &[Cluster]) -> usize {
+    wait::until("a leader", || {
+        for by in managers {
+            let leader =
+                by.keyhole(["manager", "ls", "-f", "status=leader", "--format", "{{.Address}}"]);
+            let at = |m: &Cluster| m.address().to_string() == leader.stdout.trim();
+            if let Some(found) = managers.iter().position(at) {
+                return Ok(found);
+            }
+        }
+        Err("none".to_owned())
+    })
+}
+
+fn create(by: &Cluster, name: &str) -> i32 {
+    by.keyhole_with(["secret", "create", name, "-"], b"value").code
+}
+
+#[test]
+fn every_manager_takes_every_request_and_shows_one_history() {
+    let managers = Cluster::of(3);
+    for round in 0..6 {
+        let (writer, reader) = (&managers[round % 3], &managers[(round + 1) % 3]);
+        let name = format!("s{round}");
+        writer.ok_with(["secret", "create", &name, "-"], b"one");
+        assert!(reader.ok(["secret", "ls", "--format", "{{.Name}}"]).contains(&name));
+        reader.ok_with(["secret", "rotate", &name, "-"], b"two");
+        assert_eq!(
+            managers[(round + 2) % 3].ok(["secret", "inspect", "-f", "{{.CurrentVersion}}", &name]),
+            "2\n"
+        );
+        // What is refused by the leader is refused in the same words by the others.
+        let refused = reader.refused_with(["secret", "create", &name, "-"], b"x");
+        assert!(refused.contains(&format!("secret {name} already exists")), "{refused}");
+        writer.ok(["secret", "rm", &name]);
+        let gone = reader.refused(["secret", "inspect", &name]);
+        assert!(gone.contains("not found"), "{gone}");
+    }
+    for by in &managers {
+        for of in &managers {
+            assert_eq!(told(by, of, "{{.Role}} {{.Trouble}}"), "Voter ");
+        }
+        assert_eq!(by.ok(["cluster", "status", "-f", "{{.Health}}"]), "ok\n");
+    }
+}
+
+#[test]
+fn a_change_reaches_tasks_whichever_manager_it_and_its_node_are_on() {
+    let mut managers = Cluster::of(3);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"0");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    let nodes: Vec<_> = managers.iter().map(Cluster::node).collect();
+    let tasks: Vec<_> = nodes.iter().map(|node| node.task("web")).collect();
+    let shown = |value: &str| {
+        for (node, task) in nodes.iter().zip(&tasks) {
+            assert_eq!(task.text(node.path("pw")).as_deref(), Ok(value));
+        }
+    };
+    for (round, by) in (1..).zip(&managers) {
+        let value = format!("{round}");
+        // It waits for the nodes of all managers.
+        by.ok_with(["secret", "rotate", "--wait", "pw", "-"], value.as_bytes());
+        shown(&value);
+        let ready = "Ready\n".repeat(3);
+        assert_eq!(by.ok(["node", "ls", "--format", "{{.Status}}"]), ready);
+        let states = by.ok(["service", "ps", "--format", "{{.CurrentState}}", "web"]);
+        assert_eq!(states.matches("Running").count(), 3, "{states}");
+        let status = by.ok(["secret", "status", "--format", "{{.Version}}", "pw"]);
+        assert_eq!(status, format!("{}\n", round + 1).repeat(3));
+    }
+    // Each node follows its manager's loss within moments; nobody reads an error meanwhile.
+    for lost in 0..3 {
+        managers[lost].stop(Signal::KILL);
+        let other = &managers[(lost + 1) % 3];
+        let value = format!("without {lost}");
+        wait::until("the others to take a change", || {
+            match other.keyhole_with(["secret", "rotate", "pw", "-"], value.as_bytes()) {
+                ran if ran.code == 0 => Ok(()),
+                ran => Err(ran.stderr),
+            }
+        });
+        wait::until("the change at all nodes", || {
+            let now: Vec<_> = nodes
+                .iter()
+                .zip(&tasks)
+                .map(|(node, task)| task.text(node.path("pw")).expect("it is never hidden"))
+                .collect();
+            if now.iter().all(|now| *now == value) { Ok(()) } else { Err(format!("{now:?}")) }
+        });
+        managers[lost].resume();
+    }
+}
+
+#[test]
+fn managers_are_demoted_promoted_and_removed_and_numbers_are_not_given_again() {
+    let mut managers = Cluster::of(3);
+    let (gone, address) = (managers.pop().unwrap(), |m: &Cluster| m.address().to_string());
+    let [first, second] = &managers[..] else { unreachable!() };
+    first.ok(["manager", "demote", &address(&gone)]);
+    comes_to(second, &gone, "{{.Role}}", "Learner");
+    // It follows, and takes requests, without a vote.
+    gone.ok_with(["secret", "create", "by-learner", "-"], b"v");
+    assert!(gone.ok(["secret", "ls"]).contains("by-learner"));
+    first.ok(["manager", "promote", &address(&gone)]);
+    comes_to(second, &gone, "{{.Role}}", "Voter");
+    first.ok(["manager", "rm", &address(&gone)]);
+    let mut gone = gone;
+    assert_eq!(gone.manager().wait().code(), Some(1), "it learns of it and stops");
+    let log = gone.manager().log();
+    assert!(log.contains("was removed from the cluster"), "{log}");
+    assert!(told(first, &gone, "").starts_with("not listed"));
+    let third = first.join();
+    comes_to(second, &third, "{{.Role}} {{.Member}}", "Voter 4");
+    // Stopped while it is removed, it learns of it when it starts.
+    let mut third = third;
+    third.stop(Signal::TERM);
+    first.ok(["manager", "rm", &address(&third)]);
+    third.resume();
+    assert_eq!(third.manager().wait().code(), Some(1));
+    assert!(third.manager().log().contains("was removed from the cluster"));
+    first.ok_with(["secret", "create", "at-last", "-"], b"v");
+    assert!(second.ok(["secret", "ls"]).contains("at-last"));
+}
+
+#[test]
+fn what_would_lose_the_quorum_is_refused_and_so_is_what_needs_one() {
+    let mut managers = Cluster::of(3);
+    let only = Cluster::start();
+    let refused = only.refused(["manager", "rm", &only.address().to_string()]);
+    assert!(refused.contains("the only one that votes"), "{refused}");
+    let refused = only.refused(["manager", "transfer-leader"]);
+    assert!(refused.contains("no other manager"), "{refused}");
+    let refused = only.refused(["manager", "demote", "nobody"]);
+    assert!(refused.contains("manager nobody not found"), "{refused}");
+
+    let lost = (leader(&managers) + 1) % 3;
+    managers[lost].stop(Signal::KILL);
+    let at = leader(&managers);
+    comes_to(&managers[at], &managers[lost], "{{.Status}}", "Unreachable");
+    let status = managers[at].ok(["cluster", "status", "-f", "{{.Health}}"]);
+    assert_eq!(status, "1 of the managers that vote out of reach; 0 more may be lost\n");
+    let other = 3 - at - lost;
+    for verb in ["rm", "demote"] {
+        let address = managers[other].address().to_string();
+        let refused = managers[at].refused(["manager", verb, &address]);
+        assert!(refused.contains("this would lose the quorum"), "{refused}");
+    }
+    // Without a second one nothing is decided, and that is said.
+    managers[other].stop(Signal::KILL);
+    let started = Instant::now();
+    let refused = managers[at].refused_with(["secret", "create", "x", "-"], b"v");
+    assert!(refused.contains("are most of the managers up"), "{refused}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    wait::until("the loss to be seen", || {
+        match managers[at].ok(["cluster", "status", "-f", "{{.Health}}"]) {
+            health if health.contains("no quorum") || health.contains("no manager leads") => Ok(()),
+            health => Err(health),
+        }
+    });
+    managers[other].resume();
+    wait::until("writes again", || match create(&managers[other], "again") {
+        0 => Ok(()),
+        code => Err(format!("exit {code}")),
+    });
+}
+
+/// Writes succeed again soon after the leader was killed.
+#[test]
+fn a_killed_leader_is_replaced_within_two_seconds() {
+    let rounds = match std::env::var_os("KEYHOLE_SOAK") {
+        Some(_) => 20,
+        None => 5,
+    };
+    let mut managers = Cluster::of(3);
+    let mut took = Vec::new();
+    for round in 0..rounds {
+        let lost = leader(&managers);
+        let other = &managers[(lost + 1) % 3];
+        create(other, &format!("before{round}"));
+        let name = format!("after{round}");
+        managers[lost].stop(Signal::KILL);
+        let started = Instant::now();
+        let other = &managers[(lost + 1) % 3];
+        wait::until("a write", || match create(other, &name) {
+            0 => Ok(()),
+            code => Err(format!("exit {code}")),
+        });
+        took.push(started.elapsed());
+        managers[lost].resume();
+        comes_to(
+            &managers[(lost + 1) % 3],
+            &managers[lost],
+            "{{.Status}} {{.Behind}}",
+            "Reachable 0",
+        );
+        for by in &managers {
+            assert!(by.ok(["secret", "ls", "--format", "{{.Name}}"]).contains(&name));
+        }
+    }
+    took.sort();
+    println!("writes again after {took:?}");
+    assert!(took[took.len() / 2] < Duration::from_secs(2), "{took:?}");
+}
+
+/// All managers are restarted one after another while somebody writes and a task reads.
+#[test]
+fn a_rolling_restart_loses_no_write_and_no_read() {
+    let mut managers = Cluster::of(3);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"0");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    let node = managers[0].node();
+    let task = node.task("web");
+    let sockets: Vec<_> = managers.iter().map(|m| m.socket().to_owned()).collect();
+    let (stop, path) = (AtomicBool::new(false), node.path("pw"));
+    let (written, task) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // Whoever listens is asked; what he took must be done.
+                let value = (written + 1).to_string();
+                let taken = sockets.iter().cycle().skip(written).take(6).any(|socket| {
+                    let mut command = keyhole_tests::plain_command();
+                    command.arg("--host").arg(format!("unix://{}", socket.display()));
+                    command.args(["secret", "rotate", "pw", "-"]);
+                    let ran = keyhole_tests::run(command, value.as_bytes());
+                    let away = ran.stderr.contains("cannot reach the manager")
+                        || ran.stderr.contains("is stopping");
+                    assert!(ran.code == 0 || away, "{}", ran.stderr);
+                    ran.code == 0
+                });
+                assert!(taken, "somebody takes it");
+                written += 1;
+            }
+            written
+        });
+        let (stopping, read) = (&stop, path.clone());
+        let reader = scope.spawn(move || {
+            let mut last = 0;
+            while !stopping.load(Ordering::Relaxed) {
+                let now: usize = task.text(&read).unwrap().parse().unwrap();
+                assert!(now >= last, "{now} after {last}");
+                last = now;
+            }
+            task
+        });
+        for _ in 0..2 {
+            for at in 0..3 {
+                managers[at].restart(Signal::TERM);
+                let by = &managers[(at + 1) % 3];
+                comes_to(
+                    by,
+                    &managers[at],
+                    "{{.Status}}",
+                    match leader(&managers) {
+                        leader if leader == at => "Leader",
+                        _ => "Reachable",
+                    },
+                );
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let task = reader.join().unwrap();
+        (writer.join().unwrap(), task)
+    });
+    assert!(written > 10, "{written}");
+    let current = managers[0].ok(["secret", "inspect", "-f", "{{.CurrentVersion}}", "pw"]);
+    assert_eq!(current, format!("{}\n", written + 1), "each write once");
+    wait::until("the last one at the task", || match task.text(&path).unwrap() {
+        now if now == written.to_string() => Ok(()),
+        now => Err(now),
+    });
+}
+
+/// By entries if the leader still has them, else by a snapshot; others go on writing meanwhile.
+#[test]
+fn a_manager_that_was_away_catches_up() {
+    let mut managers = Cluster::of(3);
+    let away = (leader(&managers) + 1) % 3;
+    let by = (away + 1) % 3;
+    for (round, kib) in [(0, 1), (1, 450)] {
+        managers[away].stop(Signal::TERM);
+        // The second time more than a leader keeps of its log.
+        let value = vec![7; kib << 10];
+        for at in 0..60 {
+            let name = format!("s{round}-{at}");
+            managers[by].ok_with(["secret", "create", &name, "-"], &value);
+        }
+        if round == 1 {
+            wait::until("a snapshot", || {
+                match managers[by].ok(["cluster", "status", "-f", "{{.Raft.Snapshot}}"]) {
+                    none if none == "0\n" => Err(none),
+                    _ => Ok(()),
+                }
+            });
+        }
+        managers[away].resume();
+        for at in 60..70 {
+            managers[by].ok_with(["secret", "create", &format!("s{round}-{at}"), "-"], b"v");
+        }
+        let names = managers[away].ok(["secret", "ls", "--format", "{{.Name}}"]);
+        assert_eq!(names.lines().filter(|n| n.starts_with(&format!("s{round}-"))).count(), 70);
+    }
+    let log = managers[away].manager().log();
+    assert!(log.contains("installing a snapshot"), "{log}");
+    // What came by the snapshot opens here: this manager can serve it.
+    managers[away].ok(["service", "create", "web", "--secret", "s1-0"]);
+    let node = managers[away].node();
+    let task = node.task("web");
+    assert_eq!(task.slurp(node.path("s1-0")).unwrap(), vec![7; 450 << 10]);
+}
+
+/// The last step needs the vote of the one that goes: it must not stop before.
+#[test]
+fn of_two_managers_either_can_be_removed() {
+    for gone in 0..2 {
+        let mut managers = Cluster::of(2);
+        let address = managers[gone].address().to_string();
+        let stays = 1 - gone;
+        managers[stays].ok(["manager", "rm", &address]);
+        assert_eq!(managers[gone].manager().wait().code(), Some(1));
+        managers[stays].ok_with(["secret", "create", "alone", "-"], b"v");
+        assert_eq!(managers[stays].ok(["manager", "ls", "--format", "{{.Status}}"]), "Leader\n");
+        assert_eq!(managers[stays].ok(["cluster", "status", "-f", "{{.Health}}"]), "ok\n");
+    }
+}
