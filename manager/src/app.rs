@@ -30,6 +30,7 @@ use crate::dispatch::DispatchApi;
 use crate::listen::{OperatorSocket, Services, bind_port};
 use crate::operator::OperatorApi;
 use crate::raft::{PeerApi, RaftHandle, keep_membership};
+use crate::rekey::keep_keyring;
 use crate::shell::Shell;
 use init::{Opened, announce_address};
 
@@ -101,6 +102,7 @@ impl Manager {
         tasks.spawn(shell.clone().follow_changes());
         tasks.spawn(keep_renewed(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(tend_audit(shell.audit.clone()));
+        tasks.spawn(keep_keyring(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_membership(replica.clone()));
         tasks.spawn(announce_address(replica.clone(), shell.own.clone()));
         let (close_socket, socket_closing) = watch::channel(false);

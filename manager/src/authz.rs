@@ -26,6 +26,8 @@ pub trait Action: Send + Sync + 'static {
     const NAME: &'static str;
     /// Who may ask.
     type Subject: Subject;
+    /// Whether only a manager that holds the cluster's keys can do it.
+    const NEEDS_KEYS: bool;
 }
 
 /// Proof that a caller may do `A` now.
@@ -54,6 +56,7 @@ pub struct OwnWork;
 impl Action for OwnWork {
     const NAME: &'static str = "manager.own";
     type Subject = Itself;
+    const NEEDS_KEYS: bool = false;
 }
 
 /// The subject of [`OwnWork`]; no caller is one.
@@ -74,7 +77,7 @@ impl Authorized<OwnWork> {
 }
 
 macro_rules! actions {
-    ($($subject:ty: $($name:ident $text:literal),+;)*) => {$($(
+    ($($subject:ty, $keys:literal: $($name:ident $text:literal),+;)*) => {$($(
         #[doc = concat!("`", $text, "`")]
         #[derive(Debug)]
         pub struct $name;
@@ -82,6 +85,7 @@ macro_rules! actions {
         impl Action for $name {
             const NAME: &'static str = $text;
             type Subject = $subject;
+            const NEEDS_KEYS: bool = $keys;
         }
     )+)*};
 }
@@ -90,8 +94,9 @@ macro_rules! actions {
 pub mod act {
     use super::{Action, FellowManager, Holder, MemberNode, OperatorSubject, Stranger};
 
+    // The second word: whether a manager needs the cluster's keys for it.
     actions! {
-        OperatorSubject:
+        OperatorSubject, true:
             GetSealKey "cluster.seal-key",
             CreateSecret "secret.create",
             RotateSecrets "secret.rotate",
@@ -114,25 +119,28 @@ pub mod act {
             UpdateNode "node.update",
             RemoveNode "node.rm",
             NodeTasks "node.ps",
-            ClusterStatus "cluster.status",
             UpdateCluster "cluster.update",
-            ListManagers "manager.ls",
             PromoteManager "manager.promote",
             DemoteManager "manager.demote",
             RemoveManager "manager.rm",
             TransferLeader "manager.transfer-leader",
+            RotateKeys "cluster.rotate-keys",
             JoinToken "cluster.join-token";
-        MemberNode:
+        OperatorSubject, false:
+            ClusterStatus "cluster.status",
+            ListManagers "manager.ls";
+        MemberNode, true:
             Assignments "dispatch.assignments",
             ClaimTask "task.claim",
             EndTask "task.end",
             Report "dispatch.report";
-        Stranger:
-            GetRootCa "ca.root",
+        Stranger, true:
             Join "node.join";
-        Holder:
+        Stranger, false:
+            GetRootCa "ca.root";
+        Holder, true:
             Renew "ca.renew";
-        FellowManager:
+        FellowManager, false:
             Raft "manager.raft",
             Forward "manager.forward";
     }

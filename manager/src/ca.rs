@@ -4,6 +4,7 @@
 //! from the replicated state; a request contributes only its public key. The root's private key is open only while it
 //! signs.
 
+pub(crate) mod kept;
 mod own;
 mod service;
 mod token;

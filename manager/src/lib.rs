@@ -15,6 +15,7 @@ pub mod keys;
 pub mod listen;
 pub mod operator;
 pub mod raft;
+mod rekey;
 pub mod seal;
 pub mod sessions;
 pub mod shell;

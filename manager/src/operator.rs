@@ -88,5 +88,6 @@ operator_api! {
     demote_manager(ObjectRequest) -> ManagerInfo: DemoteManager, managers::demote;
     remove_manager(ObjectRequest) -> Removed: RemoveManager, managers::remove;
     transfer_leader(TransferRequest) -> ManagerInfo: TransferLeader, managers::transfer_leader;
+    rotate_keys(RotateKeysRequest) -> ClusterInfo: RotateKeys, cluster::rotate_keys;
     join_token(JoinTokenRequest) -> JoinTokenReply: JoinToken, cluster::join_token;
 }

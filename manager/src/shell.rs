@@ -11,14 +11,16 @@ use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_secmem::Key32;
 use keyhole_state::{Cluster, Command, Envelope, Member, Outcome, Rejected, State};
 use keyhole_wire::seal::EdgeKeyPair;
-use keyhole_wire::tls::{Connections, LiveTls};
+use keyhole_wire::tls::{Connections, Identity, LiveTls};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::audit::AuditLog;
 use crate::authz::{Action, Authorized, Gate, act};
+use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
     Change, Peer, Progress, ProposeError, RaftHandle, StateMachine, Status as RaftStatus,
     TypeConfig,
@@ -122,7 +124,11 @@ impl Shell {
         &self,
         request: &Request<T>,
     ) -> Result<Authorized<A>, Status> {
-        self.gate.authorize(request)
+        let by = self.gate.authorize(request)?;
+        match self.without_keys().filter(|_| A::NEEDS_KEYS) {
+            Some(why) => Err(why),
+            None => Ok(by),
+        }
     }
 
     /// Proposes a command in the caller's name and waits until it is applied here.
@@ -275,6 +281,41 @@ impl Shell {
         let key = self.keyring.key(cluster, cluster.epoch);
         let key = key.map_err(|e| status::internal("cannot use the keyring", e))?;
         Ok((cluster.epoch, key))
+    }
+
+    /// The index of the last applied entry, as it moves.
+    pub(crate) fn applied<A: Action>(&self, _by: &Authorized<A>) -> watch::Receiver<u64> {
+        self.replica.applied()
+    }
+
+    /// Keeps this manager's certificate for its next start.
+    pub(crate) async fn keep_certificate<A: Action>(
+        &self,
+        _by: &Authorized<A>,
+        identity: &Identity,
+    ) -> Result<(), String> {
+        let kept = kept::to_secret(identity, &self.tls.roots())?;
+        let put = self.replica.local_put(OWN_CERTIFICATE, Some(kept)).await;
+        put.map_err(|error| error.to_string())
+    }
+
+    /// Why this manager can open no value and sign no certificate, if it can't.
+    pub(crate) fn without_keys(&self) -> Option<Status> {
+        let (member, others) = self.replica.read(|state| {
+            let holders = state.members().values().filter(|member| member.voter);
+            let others: Vec<_> = holders.map(|member| member.address.clone()).collect();
+            (state.members().get(&self.own.member).map(|member| member.voter), others)
+        });
+        match member {
+            Some(true) => None,
+            Some(false) => Some(Status::unavailable(format!(
+                "this manager was demoted and holds no keys; ask another one ({})",
+                others.join(", ")
+            ))),
+            None => Some(Status::unavailable(
+                "this manager has joined and not been told the cluster's state yet; try again",
+            )),
+        }
     }
 
     /// Whether a node that was let through is still one of the cluster.

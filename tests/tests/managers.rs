@@ -124,13 +124,16 @@ fn managers_are_demoted_promoted_and_removed_and_numbers_are_not_given_again() {
     let [first, second] = &managers[..] else { unreachable!() };
     first.ok(["manager", "demote", &address(&gone)]);
     comes_to(second, &gone, "{{.Role}}", "Learner");
-    // It follows, and takes requests, without a vote.
-    gone.ok_with(["secret", "create", "by-learner", "-"], b"v");
-    assert!(gone.ok(["secret", "ls"]).contains("by-learner"));
+    // It follows without a vote, and without the keys: others are to be asked.
+    let refused = gone.refused(["secret", "ls"]);
+    assert!(refused.contains("was demoted and holds no keys; ask another one"), "{refused}");
+    assert_eq!(gone.ok(["cluster", "status", "-f", "{{.Health}}"]), "ok\n");
+    let mut gone = gone;
+    gone.restart(Signal::TERM);
+    comes_to(second, &gone, "{{.Role}} {{.Status}}", "Learner Reachable");
     first.ok(["manager", "promote", &address(&gone)]);
     comes_to(second, &gone, "{{.Role}}", "Voter");
     first.ok(["manager", "rm", &address(&gone)]);
-    let mut gone = gone;
     assert_eq!(gone.manager().wait().code(), Some(1), "it learns of it and stops");
     let log = gone.manager().log();
     assert!(log.contains("was removed from the cluster"), "{log}");
@@ -348,4 +351,40 @@ fn of_two_managers_either_can_be_removed() {
         assert_eq!(managers[stays].ok(["manager", "ls", "--format", "{{.Status}}"]), "Leader\n");
         assert_eq!(managers[stays].ok(["cluster", "status", "-f", "{{.Health}}"]), "ok\n");
     }
+}
+
+/// Who knew the keys and is gone knows none that anything is sealed under.
+#[test]
+fn keys_rotate_when_a_manager_goes_and_when_an_operator_says_so() {
+    let mut managers = Cluster::of(3);
+    let node = managers[1].node();
+    for at in 0..150 {
+        managers[at % 3].ok_with(["secret", "create", &format!("s{at}"), "-"], b"value");
+    }
+    managers[0].ok_with(["secret", "rotate", "s7", "-"], b"second");
+    managers[0].ok(["service", "create", "web", "--secret", "s7"]);
+    let task = node.task("web");
+    let token = managers[0].ok(["cluster", "join-token", "-q", "manager"]);
+    let keys = |by: &Cluster| by.ok(["cluster", "status", "-f", "{{.KeyEpoch}} {{.UnderOldKeys}}"]);
+    assert_eq!(keys(&managers[0]), "1 0\n");
+    assert_eq!(managers[1].ok(["cluster", "rotate-keys", "--wait"]), "key epoch 2\n");
+    assert_eq!(keys(&managers[2]), "2 0\n");
+    assert_ne!(managers[0].ok(["cluster", "join-token", "-q", "manager"]), token);
+    // What was sealed anew opens, on every manager, also after a restart.
+    task.text(node.path("s7")).unwrap();
+    let gone = managers.pop().unwrap();
+    managers[0].ok(["manager", "rm", &gone.address().to_string()]);
+    wait::until("a new key, and all under it", || match keys(&managers[0]) {
+        now if now == "3 0\n" => Ok(()),
+        now => Err(now),
+    });
+    managers.iter_mut().for_each(|manager| manager.restart(Signal::KILL));
+    let other = managers[1].node();
+    let here = other.task("web");
+    assert_eq!(here.text(other.path("s7")), Ok("second".to_owned()));
+    managers[0].ok(["secret", "rollback", "s7"]);
+    wait::until("the first version", || match here.text(other.path("s7")) {
+        Ok(text) if text == "value" => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
 }

@@ -27,6 +27,12 @@ pub(crate) enum ClusterCommand {
         keyhole cluster join-token -q worker > token      (the token alone)\n  \
         keyhole cluster join-token --rotate worker        (a new token; the old one ends)")]
     JoinToken(JoinToken),
+    /// Make a new key for values, and seal all of them anew under it
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster rotate-keys\n  \
+        keyhole cluster rotate-keys --wait     (until every value is under it and the old key is gone)\n\n\
+        The join tokens change with it. It is done by itself when a manager is removed or demoted.")]
+    RotateKeys(RotateKeys),
     /// Change settings of the cluster
     #[command(after_help = "Examples:\n  \
         keyhole cluster update --unconstrained deny\n  \
@@ -64,6 +70,14 @@ pub(crate) struct JoinToken {
     role: Role,
 }
 
+/// `rotate-keys`
+#[derive(Debug, Args)]
+pub(crate) struct RotateKeys {
+    /// Wait until every value is sealed under the new key
+    #[arg(long)]
+    wait: bool,
+}
+
 /// Whether services without a constraint get nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Unconstrained {
@@ -93,6 +107,7 @@ impl ClusterCommand {
         match self {
             Self::Status(status) => status.run(global, console).await,
             Self::JoinToken(token) => token.run(global, console).await,
+            Self::RotateKeys(rotate) => rotate.run(global, console).await,
             Self::Update(update) => update.run(global, console).await,
         }
     }
@@ -153,6 +168,7 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("CAExpiresAt", time::rfc3339(cluster.ca_expires_at).into()),
         ("CertificateExpiresAt", time::rfc3339(cluster.certificate_expires_at).into()),
         ("KeyEpoch", cluster.epoch.into()),
+        ("UnderOldKeys", cluster.under_old_keys.into()),
         ("Secrets", cluster.secrets.into()),
         ("Services", cluster.services.into()),
         ("Nodes", cluster.nodes.into()),
@@ -183,7 +199,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("Services", cluster.services.to_string()),
         ("Nodes", format!("{} ({} connected)", cluster.nodes, cluster.connected)),
         ("Unconstrained", unconstrained(cluster).to_owned()),
-        ("Key epoch", cluster.epoch.to_string()),
+        ("Key epoch", epoch(cluster)),
         ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
         ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
         ("CA", format!("expires {}", time::until(cluster.ca_expires_at, now))),
@@ -202,6 +218,13 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         )
     });
     pretty_lines(&lines) + &pretty_list("Managers", &members.collect::<Vec<_>>())
+}
+
+fn epoch(cluster: &v1::ClusterInfo) -> String {
+    match cluster.under_old_keys {
+        0 => cluster.epoch.to_string(),
+        old => format!("{} ({old} values to seal anew)", cluster.epoch),
+    }
 }
 
 impl JoinToken {
@@ -237,6 +260,21 @@ impl JoinToken {
              --join {address} --token-file /run/keyhole-token\n\n\
              The token is needed once; remove the file when the {word} has joined.\n"
         ))
+    }
+}
+
+impl RotateKeys {
+    async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        const AGAIN: Duration = Duration::from_millis(100);
+        let mut manager = Manager::connect(global).await?;
+        let mut cluster = manager.api.rotate_keys(v1::RotateKeysRequest {}).await?.into_inner();
+        let epoch = cluster.epoch;
+        while self.wait && cluster.under_old_keys > 0 {
+            console.progress(&format!("{} values to seal anew", cluster.under_old_keys));
+            tokio::time::sleep(AGAIN).await;
+            cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
+        }
+        console.line(&format!("key epoch {epoch}"))
     }
 }
 

@@ -16,12 +16,13 @@ use keyhole_state::{
     Actor, ClusterChange, Command, Envelope, InitCluster, Member, Rejected, State, TokenRole,
 };
 use keyhole_wire::seal::EdgeKeyPair;
-use keyhole_wire::tls::LiveTls;
+use keyhole_wire::tls::{Identity, LiveTls};
 use tokio::sync::watch;
 
-use super::join::{self, JOINED_AS, Joined, Proof};
+use super::join::{self, Joined};
 use super::{ManagerConfig, StartError};
 use crate::audit::AuditLog;
+use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
 use crate::keys::Kek;
 use crate::raft::{Peer, Peers, ProposeError, RaftHandle, StartOptions};
 use crate::seal::{Keyring, MemberKey, Purpose, seal_key_for_members};
@@ -179,9 +180,11 @@ async fn enter(
     };
     if let Some(Joined { pair, proof, .. }) = joined {
         keep_member_key(replica, &pair).await?;
-        replica.local_put(JOINED_AS, Some(proof.to_secret()?)).await?;
+        keep(replica, &proof.identity, &proof.roots).await?;
     }
-    let proof = replica.local_get(JOINED_AS)?.map(|kept| Proof::from_secret(&kept)).transpose()?;
+    let kept = replica.local_get(OWN_CERTIFICATE)?;
+    let proof = kept.map(|kept| kept::from_secret(&kept)).transpose();
+    let proof = proof.map_err(|why| StartError::system("use the kept certificate", why))?;
     let known = replica.raft().is_initialized().await;
     let known = known.map_err(|e| StartError::system("lead the cluster", e))?;
     if own.member != FIRST && proof.is_none() {
@@ -194,12 +197,22 @@ async fn enter(
     let pair = member_key(replica).await?;
     let seal_key = *pair.public().as_bytes();
     let keyring = Keyring::new(MemberKey::new(own.member, pair));
-    if proof.is_none() {
+    if own.member == FIRST {
         lead(config, replica, &own, seal_key).await?;
     }
     replica.read(check_clock)?;
-    let tls = prove(replica, &own, keyring.own(), proof)?;
+    let tls = prove(replica, &own, keyring.own(), proof).await?;
     Ok((own, keyring, tls))
+}
+
+async fn keep(
+    replica: &RaftHandle,
+    identity: &Identity,
+    roots: &[Vec<u8>],
+) -> Result<(), StartError> {
+    let kept = kept::to_secret(identity, roots);
+    let kept = kept.map_err(|why| StartError::system("keep the certificate", why))?;
+    Ok(replica.local_put(OWN_CERTIFICATE, Some(kept)).await?)
 }
 
 /// The first manager of a cluster has to make it, and to lead it then if it is still the only one.
@@ -225,15 +238,16 @@ async fn lead(
     }
 }
 
-/// This manager's certificate: issued by itself from its store, or the one that it joined with until it has the state.
-fn prove(
+/// This manager's certificate: issued by itself from its store, or the kept one as long as it holds no keys to do so.
+async fn prove(
     replica: &RaftHandle,
     own: &OwnIdentity,
     key: &MemberKey,
     proof: Option<Proof>,
 ) -> Result<LiveTls, StartError> {
     let issued = replica.read(|state| {
-        let cluster = state.cluster().filter(|_| state.members().contains_key(&own.member))?;
+        let holds_keys = state.members().get(&own.member).is_some_and(|member| member.voter);
+        let cluster = state.cluster().filter(|_| holds_keys)?;
         let issued = ca::own_identity(cluster, key, own);
         Some(issued.map(|identity| (identity, vec![cluster.ca_certificate.clone()])))
     });
@@ -244,6 +258,7 @@ fn prove(
             return Err(StartError::certificate("the cluster is not initialised".to_owned()));
         }
     };
+    keep(replica, &identity, &roots).await?;
     LiveTls::new(Some(identity), roots).map_err(|e| StartError::certificate(e.to_string()))
 }
 

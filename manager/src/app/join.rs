@@ -9,19 +9,16 @@ use std::time::Duration;
 
 use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
-use keyhole_secmem::SecretBytes;
 use keyhole_wire::seal::EdgeKeyPair;
 use keyhole_wire::tls::certificate::key_and_csr;
 use keyhole_wire::tls::{Identity, LiveTls, Role, connect, fetch_unpinned};
 use keyhole_wire::token::JoinToken;
-use prost::Message;
 use zeroize::Zeroizing;
 
 use super::{JoinManager, StartError};
+use crate::ca::kept::Proof;
 use crate::store::StoreIdentity;
 
-/// The name, among the store's local secrets, of what proves this member until it has the state.
-pub(super) const JOINED_AS: &str = "joined as";
 /// How long the cluster may take to let a manager in: it has to agree on it.
 const LET_IN: Duration = Duration::from_secs(20);
 
@@ -31,38 +28,6 @@ pub(super) struct Joined {
     /// Its own HPKE key.
     pub(super) pair: EdgeKeyPair,
     pub(super) proof: Proof,
-}
-
-/// A certificate with its key, and whom it trusts.
-pub(super) struct Proof {
-    pub(super) identity: Identity,
-    pub(super) roots: Vec<Vec<u8>>,
-}
-
-impl Proof {
-    /// For the store's local secrets.
-    pub(super) fn to_secret(&self) -> Result<SecretBytes, StartError> {
-        let record = v1::NodeIdentity {
-            format: 1,
-            chain: self.identity.chain().map(|der| der.to_vec().into()).collect(),
-            key: self.identity.key().as_slice().to_vec().into(),
-            roots: self.roots.iter().map(|der| der.clone().into()).collect(),
-            managers: Vec::new(),
-        };
-        let mut bytes = Zeroizing::new(record.encode_to_vec());
-        SecretBytes::copy_from(&mut bytes)
-            .map_err(|e| StartError::system("keep the certificate", e))
-    }
-
-    /// What [`Self::to_secret`] kept.
-    pub(super) fn from_secret(kept: &SecretBytes) -> Result<Self, StartError> {
-        let odd = |e: &dyn std::fmt::Display| StartError::system("use the kept certificate", e);
-        let record = v1::NodeIdentity::decode(kept.as_slice()).map_err(|e| odd(&e))?;
-        let key = SecretBytes::copy_from(&mut Zeroizing::new(record.key.to_vec()));
-        let chain = record.chain.iter().map(|der| der.to_vec()).collect();
-        let identity = Identity::new(chain, key.map_err(|e| odd(&e))?).map_err(|e| odd(&e))?;
-        Ok(Self { identity, roots: record.roots.iter().map(|der| der.to_vec()).collect() })
-    }
 }
 
 /// Asks the manager at `join.address` to be let in; `address` is where others reach this one.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyhole_proto::v1;
+use keyhole_proto::v1::ca_client::CaClient;
 use keyhole_state::Cluster;
 use keyhole_wire::tls::certificate::key_and_csr;
-use keyhole_wire::tls::{Identity, Role};
+use keyhole_wire::tls::{Identity, Role, connect};
 
 use super::{CaError, Holder, issue};
 use crate::authz::{Authorized, OwnWork};
@@ -49,7 +51,7 @@ pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
         let [random] = random;
         let at = renewal_at(now, life.end.saturating_mul(1000), random);
         sleep_until(at, life.start.saturating_mul(1000)).await;
-        while let Err(error) = renew(&shell, &by) {
+        while let Err(error) = renew(&shell, &by).await {
             tracing::error!(%error, "cannot renew this manager's certificate; trying again");
             tokio::time::sleep(AGAIN).await;
         }
@@ -71,17 +73,50 @@ async fn sleep_until(millis: u64, not_before: u64) {
     }
 }
 
-fn renew(shell: &Shell, by: &Authorized<OwnWork>) -> Result<(), String> {
-    let identity = shell.view(by, |state| {
+/// From the keys; a manager that holds none asks one that does.
+async fn renew(shell: &Shell, by: &Authorized<OwnWork>) -> Result<(), String> {
+    let identity = match shell.without_keys() {
+        None => issue_own(shell, by)?,
+        Some(_) => ask_for_own(shell).await?,
+    };
+    let end = identity.subject().not_after;
+    shell.keep_certificate(by, &identity).await?;
+    shell.tls.set_identity(identity).map_err(|e| e.to_string())?;
+    tracing::info!(not_after = end, "renewed this manager's certificate");
+    Ok(())
+}
+
+async fn ask_for_own(shell: &Shell) -> Result<Identity, String> {
+    let mut failed = "no other manager is known".to_owned();
+    for (_, peer) in shell.other_managers() {
+        match ask_one(shell, &peer.address).await {
+            Ok(identity) => return Ok(identity),
+            Err(why) => failed = format!("{}: {why}", peer.address),
+        }
+    }
+    Err(failed)
+}
+
+async fn ask_one(shell: &Shell, address: &str) -> Result<Identity, String> {
+    let (channel, _) = connect(address, &shell.tls).await.map_err(|e| e.to_string())?;
+    let (key, csr) = key_and_csr().map_err(|e| e.to_string())?;
+    let request = v1::RenewRequest { csr: csr.into() };
+    let reply = CaClient::new(channel).renew(request).await;
+    let reply = reply.map_err(|status| status.message().to_owned())?.into_inner();
+    let chain = reply.chain.iter().map(|der| der.to_vec()).collect();
+    let identity = Identity::new(chain, key).map_err(|e| e.to_string())?;
+    let ours = identity.subject().id == shell.own.manager.as_str()
+        && identity.subject().role == Role::Manager;
+    if ours { Ok(identity) } else { Err("it issued another one's certificate".to_owned()) }
+}
+
+fn issue_own(shell: &Shell, by: &Authorized<OwnWork>) -> Result<Identity, String> {
+    shell.view(by, |state| {
         let cluster = state.cluster().ok_or(keyhole_state::Rejected::NotInitialised);
         let cluster = cluster.map_err(|e| rejected(&e).message().to_owned())?;
         let own = own_identity(cluster, shell.keyring.own(), &shell.own);
         own.map_err(|e| e.to_string())
-    })?;
-    let end = identity.subject().not_after;
-    shell.tls.set_identity(identity).map_err(|e| e.to_string())?;
-    tracing::info!(not_after = end, "renewed this manager's certificate");
-    Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use keyhole_domain::{Constraint, Labels, Timestamp};
 use keyhole_proto::v1::{self, envelope as out};
 use keyhole_state::{
-    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,
-    TokenRole,
+    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NewKey, NodeChange,
+    ResealItem, RotateItem, TokenRole,
 };
 
 use super::{
@@ -124,7 +124,22 @@ fn command_out(command: &Command) -> out::Command {
             member: Some(member_out(member)),
             keys: Some(member_keys_out(keys)),
         }),
-        Command::SetVoter { id, voter } => Out::SetVoter(out::SetVoter { id: *id, voter: *voter }),
+        Command::PromoteMember { id, keys } => {
+            let keys = Some(member_keys_out(keys));
+            Out::SetVoter(out::SetVoter { id: *id, voter: true, keys })
+        }
+        Command::DemoteMember { id } => {
+            Out::SetVoter(out::SetVoter { id: *id, voter: false, keys: None })
+        }
+        Command::RotateKeyring(new) => Out::RotateKeyring(out::RotateKeyring {
+            epoch: new.epoch,
+            key: Some(key_out(&new.key)),
+            worker_token: Some(token_out(&new.worker_token)),
+            manager_token: Some(token_out(&new.manager_token)),
+        }),
+        Command::Reseal { items } => {
+            Out::Reseal(out::Reseal { items: items.iter().map(resealed_out).collect() })
+        }
         Command::RemoveMember { id } => Out::RemoveMember(out::RemoveMember { id: *id }),
         Command::RotateToken { role, token } => Out::RotateToken(out::RotateToken {
             role: role_out(*role).into(),
@@ -153,6 +168,24 @@ fn item_out(item: &RotateItem) -> out::rotate_secrets::Item {
         version: item.version.get(),
         value: Some(value_out(&item.value)),
     }
+}
+
+fn resealed_out(item: &ResealItem) -> out::reseal::Item {
+    out::reseal::Item {
+        id: item.id.to_string(),
+        version: item.version.get(),
+        from: item.from,
+        value: Some(value_out(&item.value)),
+    }
+}
+
+fn resealed_in(item: out::reseal::Item) -> Result<ResealItem> {
+    Ok(ResealItem {
+        id: parse("item.id", &item.id)?,
+        version: version("item.version", item.version)?,
+        from: item.from,
+        value: value_in(required("item.value", item.value)?)?,
+    })
 }
 
 fn wanted_out(
@@ -250,7 +283,20 @@ fn command_in(command: out::Command) -> Result<Command> {
             member: member_in(required("member", add.member)?)?,
             keys: member_keys_in(required("keys", add.keys)?)?,
         },
-        In::SetVoter(set) => Command::SetVoter { id: set.id, voter: set.voter },
+        In::SetVoter(set) if set.voter => Command::PromoteMember {
+            id: set.id,
+            keys: member_keys_in(required("keys", set.keys)?)?,
+        },
+        In::SetVoter(set) => Command::DemoteMember { id: set.id },
+        In::RotateKeyring(new) => Command::RotateKeyring(Box::new(NewKey {
+            epoch: new.epoch,
+            key: key_in(required("key", new.key)?),
+            worker_token: token_in(required("worker_token", new.worker_token)?)?,
+            manager_token: token_in(required("manager_token", new.manager_token)?)?,
+        })),
+        In::Reseal(reseal) => Command::Reseal {
+            items: reseal.items.into_iter().map(resealed_in).collect::<Result<_>>()?,
+        },
         In::RemoveMember(remove) => Command::RemoveMember { id: remove.id },
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,
@@ -369,6 +415,7 @@ mod tests {
         };
         let seal = KeySeal { enc: vec![3; 32], ciphertext: vec![4; 48] };
         let keys = MemberKeys { ca: seal.clone(), keyring: [(1, seal)].into() };
+        let new_token = token.clone();
         let constraints = vec!["node.labels.k==v".parse().unwrap()];
         let name = || "web".parse().unwrap();
         vec![
@@ -439,8 +486,23 @@ mod tests {
             }),
             Command::RemoveService { id: service },
             Command::RemoveNode { id: node },
-            Command::AddMember { member: second, keys },
-            Command::SetVoter { id: 2, voter: false },
+            Command::AddMember { member: second, keys: keys.clone() },
+            Command::DemoteMember { id: 2 },
+            Command::PromoteMember { id: 2, keys: keys.clone() },
+            Command::RotateKeyring(Box::new(NewKey {
+                epoch: 2,
+                key: SealedKey { seals: [(1, keys.ca.clone()), (2, keys.ca)].into() },
+                worker_token: TokenRecord { epoch: 2, ..new_token.clone() },
+                manager_token: TokenRecord { epoch: 2, ..new_token },
+            })),
+            Command::Reseal {
+                items: vec![ResealItem {
+                    id: secret,
+                    version: Version::FIRST,
+                    from: 1,
+                    value: SealedValue { epoch: 2, ..value(1) },
+                }],
+            },
             Command::RemoveMember { id: 2 },
         ]
     }

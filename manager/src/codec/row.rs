@@ -78,6 +78,7 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         certificate_seconds: cluster.certificate_seconds,
         next_grant: cluster.next_grant,
         next_member: cluster.next_member,
+        rekey: cluster.rekey,
     }
 }
 
@@ -97,6 +98,7 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
         certificate_seconds: row.certificate_seconds,
         next_grant: row.next_grant,
         next_member: row.next_member,
+        rekey: row.rekey,
     })
 }
 

@@ -101,6 +101,9 @@ impl NodeStream {
             let why = format!("node {node} was removed from this cluster; join it again");
             return Err(End::Told(Status::permission_denied(why)));
         }
+        if let Some(why) = self.shell.without_keys() {
+            return Err(End::Told(why));
+        }
         let Some(wanted) = self.ticket.begin() else {
             let why = "another stream of this node took this one's place";
             return Err(End::Told(Status::aborted(why)));

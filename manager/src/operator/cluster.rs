@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use keyhole_proto::v1;
-use keyhole_state::{Cluster, ClusterChange, Command, Health, State, TokenRole, Unconstrained};
+use keyhole_state::{
+    Cluster, ClusterChange, Command, Health, Rejected, State, TokenRole, Unconstrained,
+};
 use tonic::Status;
 
 use super::managers;
@@ -12,7 +14,8 @@ use crate::ca;
 use crate::codec::unconstrained_out;
 use crate::elsewhere::Seen;
 use crate::raft::Status as RaftStatus;
-use crate::shell::Shell;
+use crate::rekey::new_key;
+use crate::shell::{ATTEMPTS, Refused, Shell};
 use crate::status::{internal, invalid};
 
 type Reply<T> = Result<T, Status>;
@@ -45,6 +48,25 @@ pub(super) async fn update(
         address: None,
     };
     shell.propose(by, Command::ChangeCluster(change)).await?;
+    describe(shell, by).await
+}
+
+/// A new value key; everything is sealed anew under it in the background.
+pub(super) async fn rotate_keys(
+    shell: &Shell,
+    by: &Authorized<act::RotateKeys>,
+    _: v1::RotateKeysRequest,
+) -> Reply<v1::ClusterInfo> {
+    for attempt in 1.. {
+        let new = shell.view_cluster(by, |state, cluster| {
+            new_key(state, cluster).map_err(|e| internal("cannot rotate the value keys", e))
+        })?;
+        match shell.propose(by, Command::RotateKeyring(Box::new(new))).await {
+            Ok(_) => break,
+            Err(Refused::Rejected(Rejected::KeyringRaced { .. })) if attempt < ATTEMPTS => {}
+            Err(refused) => return Err(refused.into()),
+        }
+    }
     describe(shell, by).await
 }
 
@@ -131,6 +153,7 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         nodes: count(state.nodes().len()),
         connected: 0,
         managers: Vec::new(),
+        under_old_keys: state.values_under_old_keys(),
         health: String::new(),
         epoch: cluster.epoch,
         refused: shell.audit.refusals(),

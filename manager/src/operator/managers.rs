@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keyhole_proto::v1;
-use keyhole_state::{Command, Member, State};
+use keyhole_state::{Command, Member, Rejected, State};
 use tonic::Status;
 
 use crate::authz::{Action, Authorized, act};
 use crate::raft::{OUT_OF_REACH, Progress, Status as RaftStatus};
+use crate::seal::seal_keys_for;
 use crate::shell::Shell;
-use crate::status::rejected;
+use crate::status::{internal, rejected};
 
 type Reply<T> = Result<T, Status>;
 
@@ -34,7 +35,13 @@ pub(super) async fn promote(
     request: v1::ObjectRequest,
 ) -> Reply<v1::ManagerInfo> {
     let id = find(shell, by, &request.object)?;
-    shell.propose(by, Command::SetVoter { id, voter: true }).await?;
+    let keys = shell.view_cluster(by, |state, cluster| {
+        let none = || rejected(&Rejected::NoMember { id });
+        let member = state.members().get(&id).ok_or_else(none)?;
+        let keys = seal_keys_for(cluster, shell.keyring.own(), member);
+        keys.map_err(|e| internal("cannot seal the cluster's keys", e))
+    })?;
+    shell.propose(by, Command::PromoteMember { id, keys }).await?;
     settled(shell, by, id).await
 }
 
@@ -45,7 +52,7 @@ pub(super) async fn demote(
 ) -> Reply<v1::ManagerInfo> {
     let id = find(shell, by, &request.object)?;
     spare(shell, by, id).await?;
-    shell.propose(by, Command::SetVoter { id, voter: false }).await?;
+    shell.propose(by, Command::DemoteMember { id }).await?;
     settled(shell, by, id).await
 }
 

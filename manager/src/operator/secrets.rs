@@ -76,13 +76,20 @@ pub(super) async fn create(
 ) -> Reply<v1::SecretChanged> {
     let name: SecretName = request.name.parse().map_err(invalid)?;
     let labels = labels::parse(request.labels)?;
-    let key = ValueKey::of(shell, by)?;
     let id = SecretId::from_entropy(entropy()?);
     let typed = (InputFor::Create, request.name.as_str());
-    let value = key.take_in(shell, typed, request.value.as_ref(), (id, Version::FIRST))?;
-    let command = Command::CreateSecret { id, name, labels, value };
-    let done = shell.propose(by, command).await?;
-    changed(shell, by, &done, id)
+    let mut attempt = 1;
+    loop {
+        let key = ValueKey::of(shell, by)?;
+        let value = key.take_in(shell, typed, request.value.as_ref(), (id, Version::FIRST))?;
+        let (name, labels) = (name.clone(), labels.clone());
+        match shell.propose(by, Command::CreateSecret { id, name, labels, value }).await {
+            Ok(done) => return changed(shell, by, &done, id),
+            // The value key changed on the way.
+            Err(Refused::Rejected(Rejected::Epoch { .. })) if attempt < ATTEMPTS => attempt += 1,
+            Err(refused) => return Err(refused.into()),
+        }
+    }
 }
 
 pub(super) async fn rotate(

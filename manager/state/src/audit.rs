@@ -57,8 +57,10 @@ fn action(command: &Command) -> &'static str {
         Command::ChangeNode { .. } => "node.update",
         Command::RemoveNode { .. } => "node.rm",
         Command::AddMember { .. } => "manager.join",
-        Command::SetVoter { voter: true, .. } => "manager.promote",
-        Command::SetVoter { voter: false, .. } => "manager.demote",
+        Command::PromoteMember { .. } => "manager.promote",
+        Command::DemoteMember { .. } => "manager.demote",
+        Command::RotateKeyring(_) => "cluster.rotate-keys",
+        Command::Reseal { .. } => "cluster.reseal",
         Command::RemoveMember { .. } => "manager.rm",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
@@ -99,7 +101,11 @@ impl State {
             Command::AddMember { member, .. } => {
                 vec![format!("{} ({})", member.hostname, member.node)]
             }
-            Command::SetVoter { id, .. } | Command::RemoveMember { id } => vec![member(id)],
+            Command::PromoteMember { id, .. }
+            | Command::DemoteMember { id }
+            | Command::RemoveMember { id } => vec![member(id)],
+            Command::RotateKeyring(new) => vec![format!("epoch {}", new.epoch)],
+            Command::Reseal { items } => vec![format!("{} values", items.len())],
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
             Command::ChangeCluster(_) => Vec::new(),
         }

@@ -97,6 +97,8 @@ pub struct Cluster {
     pub next_grant: u64,
     /// The next member's id.
     pub next_member: u64,
+    /// Whether somebody knows the keys who shall not any more: a new one is due.
+    pub rekey: bool,
 }
 
 impl State {
@@ -119,6 +121,7 @@ impl State {
             certificate_seconds: init.certificate_seconds,
             next_grant: 1,
             next_member: init.member.id + 1,
+            rekey: false,
         });
         let key = RowKey::Member(init.member.id);
         self.members.insert(init.member.id, init.member.clone());
@@ -135,11 +138,12 @@ impl State {
             TokenRole::Worker => cluster.worker_token = token.clone(),
             TokenRole::Manager => cluster.manager_token = token.clone(),
         }
+        self.drop_unused_keys();
         Ok(Change::rows([RowKey::Cluster], Outcome::Done))
     }
 
     pub(crate) fn change_cluster(&mut self, change: &ClusterChange) -> Result<Change, Rejected> {
-        let used = self.value_bytes;
+        let used = self.values.bytes;
         if let Some(quota) = change.quota_bytes.filter(|quota| *quota < used) {
             return Err(Rejected::QuotaBelowUse { quota, used });
         }

@@ -6,7 +6,8 @@ use keyhole_domain::{
 };
 
 use crate::{
-    Availability, Member, MemberKeys, SealedKey, SealedValue, TokenRecord, TokenRole, Unconstrained,
+    Availability, Member, MemberKeys, NewKey, ResealItem, SealedKey, SealedValue, TokenRecord,
+    TokenRole, Unconstrained,
 };
 
 /// Who asked, as the manager that authorised it saw him.
@@ -166,10 +167,16 @@ pub enum Command {
     RemoveNode { id: NodeId },
     /// A manager joined; its id must be the next one.
     AddMember { member: Member, keys: MemberKeys },
-    /// Whether a manager votes.
-    SetVoter { id: u64, voter: bool },
+    /// A manager votes and holds the keys, which are sealed for it.
+    PromoteMember { id: u64, keys: MemberKeys },
+    /// A manager follows without a vote and without the keys.
+    DemoteMember { id: u64 },
     /// A manager is none any more.
     RemoveMember { id: u64 },
+    /// A new value key, under which everything is sealed from now on.
+    RotateKeyring(Box<NewKey>),
+    /// Values that were sealed anew under the current key.
+    Reseal { items: Vec<ResealItem> },
     /// A new join token.
     RotateToken { role: TokenRole, token: TokenRecord },
     /// Changes a setting of the cluster.

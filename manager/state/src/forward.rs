@@ -41,7 +41,8 @@ impl State {
                 | Command::EndTask { .. }
                 | Command::SyncTasks { .. }
                 | Command::JoinNode { .. }
-                | Command::AddMember { .. } => refuse("what an operator does not do"),
+                | Command::AddMember { .. }
+                | Command::Reseal { .. } => refuse("what an operator does not do"),
                 _ => Ok(()),
             },
             Actor::Operator(_) => refuse("by an operator who is not known"),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use keyhole_domain::KEPT_VERSIONS;
 
+use crate::keyring::ValueCount;
 use crate::{Service, State};
 
 impl State {
@@ -25,8 +26,8 @@ impl State {
             return Err(format!("member {id} is from the future"));
         }
         for key in cluster.keyring.values().chain([&cluster.ca_key]) {
-            if !key.seals.keys().eq(self.members.keys()) {
-                return Err(format!("{key:?} is not sealed for exactly the members"));
+            if !key.seals.keys().eq(self.voters().iter()) {
+                return Err(format!("{key:?} is not sealed for exactly those that vote"));
             }
         }
         Ok(())
@@ -49,7 +50,7 @@ impl State {
     }
 
     fn versions_are_kept(&self) -> Result<(), String> {
-        let mut bytes = 0;
+        let mut values = ValueCount::default();
         for secret in self.secrets.values() {
             let name = &secret.name;
             if !secret.versions.contains(secret.current) {
@@ -62,11 +63,17 @@ impl State {
             if secret.versions.len() > KEPT_VERSIONS + pinned + 1 {
                 return Err(format!("secret {name}: {} versions kept", secret.versions.len()));
             }
-            bytes += secret.versions.iter().map(|(_, version)| version.value.size()).sum::<u64>();
+            secret.versions.iter().for_each(|(_, version)| values.add(&version.value));
         }
-        match bytes == self.value_bytes {
+        let keys = self.cluster.as_ref().map(|cluster| &cluster.keyring);
+        if let Some(lost) =
+            values.by_epoch.keys().find(|e| !keys.is_some_and(|k| k.contains_key(e)))
+        {
+            return Err(format!("values are under key epoch {lost}, which is gone"));
+        }
+        match values == self.values {
             true => Ok(()),
-            false => Err(format!("{} bytes counted, {bytes} kept", self.value_bytes)),
+            false => Err(format!("{:?} counted, {values:?} kept", self.values)),
         }
     }
 

@@ -11,6 +11,7 @@ mod cluster;
 mod command;
 mod forward;
 mod invariants;
+mod keyring;
 mod member;
 mod node;
 mod rejected;
@@ -29,6 +30,7 @@ pub use cluster::{Cluster, KeySeal, SealedKey, TokenRecord, TokenRole, Unconstra
 pub use command::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,
 };
+pub use keyring::{NewKey, PlacedValue, ResealItem};
 pub use member::{Health, Member, MemberKeys, MembershipStep, RaftMembers};
 pub use node::{Availability, Node};
 pub use rejected::{Kind, Rejected};

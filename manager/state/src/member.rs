@@ -109,14 +109,25 @@ impl State {
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(member.id)], Outcome::Done))
     }
 
-    /// Gives a member its vote or takes it.
-    pub(crate) fn set_voter(&mut self, id: u64, voter: bool) -> Result<Change, Rejected> {
-        if !voter {
-            self.someone_votes_without(id)?;
-        }
+    /// Gives a member its vote and the keys.
+    pub(crate) fn promote(&mut self, id: u64, keys: &MemberKeys) -> Result<Change, Rejected> {
         let member = self.members.get_mut(&id).ok_or(Rejected::NoMember { id })?;
-        member.voter = voter;
-        Ok(Change::rows([RowKey::Member(id)], Outcome::Done))
+        if member.voter {
+            return Ok(Change::rows([], Outcome::Done));
+        }
+        let cluster = self.cluster.as_mut().ok_or(Rejected::NotInitialised)?;
+        cluster.seal_for(id, keys)?;
+        member.voter = true;
+        Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
+    }
+
+    /// Takes a member's vote and its seals of the keys. It has known them, so new ones are due.
+    pub(crate) fn demote(&mut self, id: u64) -> Result<Change, Rejected> {
+        self.someone_votes_without(id)?;
+        let member = self.members.get_mut(&id).ok_or(Rejected::NoMember { id })?;
+        member.voter = false;
+        self.cluster_mut()?.unseal_for(id);
+        Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
     }
 
     pub(crate) fn remove_member(&mut self, id: u64) -> Result<Change, Rejected> {
@@ -124,9 +135,7 @@ impl State {
         if self.members.remove(&id).is_none() {
             return Err(Rejected::NoMember { id });
         }
-        let cluster = self.cluster_mut()?;
-        cluster.ca_key.seals.remove(&id);
-        cluster.keyring.values_mut().for_each(|key| drop(key.seals.remove(&id)));
+        self.cluster_mut()?.unseal_for(id);
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
     }
 
@@ -207,6 +216,12 @@ impl State {
 }
 
 impl Cluster {
+    /// Drops a member's seals; if it had any, it has known the keys.
+    fn unseal_for(&mut self, id: u64) {
+        self.rekey |= self.ca_key.seals.remove(&id).is_some();
+        self.keyring.values_mut().for_each(|key| drop(key.seals.remove(&id)));
+    }
+
     /// Takes a member's seals, which must be of the keys that there are now.
     fn seal_for(&mut self, id: u64, keys: &MemberKeys) -> Result<(), Rejected> {
         if !self.keyring.keys().eq(keys.keyring.keys()) {

@@ -82,6 +82,11 @@ pub enum Rejected {
          quorum; bring the others back first"
     )]
     QuorumLost { id: u64, left: usize, needed: usize, have: usize },
+    #[error(
+        "the keyring is at epoch {current}, and a key of epoch {given} does not follow it, or not for all managers; try \
+         again"
+    )]
+    KeyringRaced { given: u32, current: u32 },
     #[error("manager {from} passed on {why}")]
     NotForwarded { from: u64, why: &'static str },
     #[error("the cluster's keys changed while they were sealed for member {id}; try again")]
@@ -121,6 +126,7 @@ impl Rejected {
             | Self::OutOfSequence { .. }
             | Self::IdTaken { .. }
             | Self::KeysRaced { .. }
+            | Self::KeyringRaced { .. }
             | Self::Epoch { .. } => Kind::Aborted,
             Self::Ambiguous { .. }
             | Self::Twice { .. }

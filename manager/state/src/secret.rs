@@ -77,15 +77,15 @@ impl Secret {
     }
 
     /// Drops what is beyond the last [`KEPT_VERSIONS`], except the current one and the pinned ones.
-    fn prune(&mut self, pinned: &BTreeSet<Version>) -> Vec<(Version, u64)> {
+    fn prune(&mut self, pinned: &BTreeSet<Version>) -> Vec<(Version, Arc<SealedValue>)> {
         let newest = self.versions.numbers().rev().take(KEPT_VERSIONS).collect::<BTreeSet<_>>();
         let current = self.current;
         let keep = |v| v == current || newest.contains(&v) || pinned.contains(&v);
-        let dropped: Vec<(Version, u64)> = self
+        let dropped: Vec<(Version, Arc<SealedValue>)> = self
             .versions
             .iter()
             .filter(|(version, _)| !keep(*version))
-            .map(|(version, kept)| (version, kept.value.size()))
+            .map(|(version, kept)| (version, kept.value.clone()))
             .collect();
         for (version, _) in &dropped {
             self.versions.remove(*version);
@@ -114,7 +114,7 @@ impl State {
         let mut versions = Versions::default();
         let value_kept = Arc::new(value.clone());
         versions.insert(Version::FIRST, SecretVersion { created_at: at, index, value: value_kept });
-        self.value_bytes += value.size();
+        self.values.add(value);
         self.secret_names.insert(name.clone(), id);
         self.secrets.insert(
             id,
@@ -163,7 +163,7 @@ impl State {
             secret.versions.insert(item.version, version);
             (secret.current, secret.last) = (item.version, item.version);
             (secret.updated_at, secret.index) = (at, index);
-            self.value_bytes += item.value.size();
+            self.values.add(&item.value);
             change.rows.extend([RowKey::Secret(item.id), RowKey::Version(item.id, item.version)]);
             self.prune_versions([item.id].into(), &mut change);
             made.push((item.id, item.version));
@@ -226,7 +226,7 @@ impl State {
         let mut change = Change::rows([RowKey::Secret(id)], Outcome::Done);
         if let Some(secret) = self.secrets.remove(&id) {
             for (version, kept) in secret.versions.iter() {
-                self.value_bytes -= kept.value.size();
+                self.values.remove(&kept.value);
                 change.rows.insert(RowKey::Version(id, version));
             }
         }
@@ -241,8 +241,8 @@ impl State {
             let Some(secret) = self.secrets.get_mut(&id) else {
                 continue;
             };
-            for (version, size) in secret.prune(&pinned) {
-                self.value_bytes -= size;
+            for (version, value) in secret.prune(&pinned) {
+                self.values.remove(&value);
                 change.rows.insert(RowKey::Version(id, version));
             }
         }
@@ -268,8 +268,8 @@ impl State {
 
     fn check_quota(&self, wanted: u64) -> Result<(), Rejected> {
         let quota = self.cluster.as_ref().ok_or(Rejected::NotInitialised)?.quota_bytes;
-        if self.value_bytes.saturating_add(wanted) > quota {
-            return Err(Rejected::Quota { quota, used: self.value_bytes, wanted });
+        if self.values.bytes.saturating_add(wanted) > quota {
+            return Err(Rejected::Quota { quota, used: self.values.bytes, wanted });
         }
         Ok(())
     }

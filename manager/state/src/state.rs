@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keyhole_domain::{NodeId, Revision, SecretId, SecretName, ServiceId, ServiceName, TaskId};
 
+use crate::keyring::ValueCount;
 use crate::{Cluster, Member, Node, Row, RowKey, Secret, Service, Task, Versions};
 
 /// The cluster's state at one log index. Equal logs make equal states.
@@ -18,8 +19,8 @@ pub struct State {
     pub(crate) service_names: BTreeMap<ServiceName, ServiceId>,
     pub(crate) tasks: BTreeMap<TaskId, Task>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
-    /// Bytes of all kept values together.
-    pub(crate) value_bytes: u64,
+    /// All kept values together.
+    pub(crate) values: ValueCount,
 }
 
 impl State {
@@ -66,7 +67,7 @@ impl State {
 
     /// Bytes of all kept values together.
     pub fn value_bytes(&self) -> u64 {
-        self.value_bytes
+        self.values.bytes
     }
 
     /// The services whose spec, or spec before, grants a secret, by name.
@@ -91,7 +92,7 @@ impl State {
                 }
                 Row::Secret(secret) => secrets.push((secret.id, secret)),
                 Row::Version(id, number, version) => {
-                    state.value_bytes += version.value.size();
+                    state.values.add(&version.value);
                     versions.push((id, number, version));
                 }
                 Row::Service(service) => services.push((service.id, service)),

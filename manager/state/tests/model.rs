@@ -137,7 +137,11 @@ fn command() -> impl Strategy<Value = Command> {
             },
             keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into() },
         }),
-        1 => (1..6u64, any::<bool>()).prop_map(|(id, voter)| Command::SetVoter { id, voter }),
+        1 => (1..6u64).prop_map(|id| Command::PromoteMember {
+            id,
+            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into() },
+        }),
+        1 => (1..6u64).prop_map(|id| Command::DemoteMember { id }),
         1 => (1..6u64).prop_map(|id| Command::RemoveMember { id }),
         1 => any::<bool>().prop_map(|deny| Command::ChangeCluster(ClusterChange {
             unconstrained: Some(if deny { Unconstrained::Deny } else { Unconstrained::Allow }),

@@ -35,6 +35,10 @@ fn seal() -> KeySeal {
     KeySeal { enc: vec![1], ciphertext: vec![2] }
 }
 
+fn keys(epochs: &[u32]) -> MemberKeys {
+    MemberKeys { ca: seal(), keyring: epochs.iter().map(|epoch| (*epoch, seal())).collect() }
+}
+
 impl Cluster {
     fn new() -> Self {
         let mut cluster = Self { state: State::default(), index: 0 };
@@ -81,8 +85,7 @@ impl Cluster {
             seal_key: [n; 32],
             voter: true,
         };
-        let keyring = epochs.iter().map(|epoch| (*epoch, seal())).collect();
-        self.run(Command::AddMember { member, keys: MemberKeys { ca: seal(), keyring } })
+        self.run(Command::AddMember { member, keys: keys(epochs) })
     }
 
     fn create(&mut self, n: u8, name: &str) -> Result<Applied, Rejected> {
@@ -400,13 +403,13 @@ fn the_last_vote_is_never_given_away() {
         Err(Rejected::LastVoter { id: 1 })
     ));
     cluster.manager(2, &[1]).unwrap();
-    cluster.run(Command::SetVoter { id: 2, voter: false }).unwrap();
-    let demote = Command::SetVoter { id: 1, voter: false };
+    cluster.run(Command::DemoteMember { id: 2 }).unwrap();
+    let demote = Command::DemoteMember { id: 1 };
     assert!(matches!(cluster.run(demote.clone()), Err(Rejected::LastVoter { id: 1 })));
-    cluster.run(Command::SetVoter { id: 2, voter: true }).unwrap();
+    cluster.run(Command::PromoteMember { id: 2, keys: keys(&[1]) }).unwrap();
     cluster.run(demote).unwrap();
     assert_eq!(cluster.state.voters(), [2].into());
-    let unknown = Command::SetVoter { id: 9, voter: true };
+    let unknown = Command::PromoteMember { id: 9, keys: keys(&[1]) };
     assert!(matches!(cluster.run(unknown), Err(Rejected::NoMember { id: 9 })));
     assert!(matches!(
         cluster.run(Command::RemoveMember { id: 9 }),
@@ -451,7 +454,7 @@ fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
     assert_eq!(step(&cluster, raft(&[1], &[2, 3], &[3])), both);
     assert_eq!(step(&cluster, raft(&[1, 2, 3], &[], &[])), None);
     // A demoted one becomes a learner, a removed one goes.
-    cluster.run(Command::SetVoter { id: 1, voter: false }).unwrap();
+    cluster.run(Command::DemoteMember { id: 1 }).unwrap();
     let without = Some(MembershipStep::SetVoters(set(&[2, 3])));
     assert_eq!(step(&cluster, raft(&[1, 2, 3], &[], &[])), without);
     assert_eq!(step(&cluster, raft(&[2, 3], &[1], &[1])), None);
@@ -533,4 +536,65 @@ fn a_manager_passes_on_only_what_its_caller_may() {
     ] {
         assert!(!admitted(actor.clone(), command.clone()), "{actor:?} {command:?}");
     }
+}
+
+fn new_key(epoch: u32, holders: &[u64]) -> Command {
+    let token = TokenRecord { hash: [epoch as u8; 32], salt: [0; 32], epoch };
+    Command::RotateKeyring(Box::new(NewKey {
+        epoch,
+        key: SealedKey { seals: holders.iter().map(|id| (*id, seal())).collect() },
+        worker_token: token.clone(),
+        manager_token: token,
+    }))
+}
+
+#[test]
+fn an_old_key_goes_when_its_last_value_is_sealed_anew() {
+    let mut cluster = Cluster::new();
+    cluster.create(1, "a").unwrap();
+    cluster.create(2, "b").unwrap();
+    cluster.rotate(2, 2).unwrap();
+    for (epoch, holders) in [(1, &[1][..]), (3, &[1]), (2, &[]), (2, &[1, 2])] {
+        let raced = cluster.run(new_key(epoch, holders)).unwrap_err();
+        assert!(matches!(raced, Rejected::KeyringRaced { current: 1, .. }), "{epoch} {holders:?}");
+    }
+    cluster.run(new_key(2, &[1])).unwrap();
+    assert_eq!(cluster.state.values_under_old_keys(), 3);
+    assert!(cluster.create(3, "c").is_err(), "what is sealed under the old key comes too late");
+    let next = |cluster: &Cluster| cluster.state.next_to_reseal(None, 2, 1 << 20);
+    assert_eq!(next(&cluster).len(), 2);
+    assert_eq!(cluster.state.next_to_reseal(None, 9, 1).len(), 1, "never less than one");
+    while let Some((id, version, value)) = next(&cluster).into_iter().next() {
+        assert!(cluster.state.cluster().unwrap().keyring.contains_key(&1));
+        let anew = SealedValue { epoch: 2, ..(*value).clone() };
+        let item =
+            |value| Command::Reseal { items: vec![ResealItem { id, version, from: 1, value }] };
+        // What is not the same value, or not under the current key, is left.
+        let longer = SealedValue { ciphertext: vec![0; 99], ..anew.clone() };
+        let before = cluster.state.values_under_old_keys();
+        cluster.run(item(longer)).unwrap();
+        cluster.run(item((*value).clone())).unwrap();
+        assert_eq!(cluster.state.values_under_old_keys(), before);
+        cluster.run(item(anew)).unwrap();
+        assert_eq!(cluster.state.values_under_old_keys(), before - 1);
+    }
+    let keyring: Vec<u32> = cluster.state.cluster().unwrap().keyring.keys().copied().collect();
+    assert_eq!(keyring, [2]);
+}
+
+#[test]
+fn who_loses_the_keys_makes_new_ones_due() {
+    let mut cluster = Cluster::new();
+    let due = |cluster: &Cluster| cluster.state.cluster().unwrap().rekey;
+    cluster.manager(2, &[1]).unwrap();
+    assert!(!due(&cluster));
+    cluster.run(Command::DemoteMember { id: 2 }).unwrap();
+    assert!(due(&cluster));
+    cluster.run(new_key(2, &[1])).unwrap();
+    assert!(!due(&cluster));
+    cluster.run(Command::RemoveMember { id: 2 }).unwrap();
+    assert!(!due(&cluster), "it has had none since");
+    cluster.manager(3, &[2]).unwrap();
+    cluster.run(Command::RemoveMember { id: 3 }).unwrap();
+    assert!(due(&cluster));
 }

@@ -54,6 +54,7 @@ async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), S
         transfer_leader TransferRequest,
         cluster_status ClusterStatusRequest,
         update_cluster UpdateClusterRequest,
+        rotate_keys RotateKeysRequest,
         join_token JoinTokenRequest,
     );
     answers

@@ -421,6 +421,7 @@ impl Operator for Fake {
             nodes: 2,
             connected: 1,
             epoch: 1,
+            under_old_keys: 0,
             refused: 3,
         }))
     }
@@ -429,6 +430,10 @@ impl Operator for Fake {
         let request = request.into_inner();
         self.see(format!("{:?} {:?}", request.quota_bytes, request.certificate_seconds));
         Ok(Response::new(ClusterInfo { id: id('c'), ..Default::default() }))
+    }
+
+    async fn rotate_keys(&self, _: Request<RotateKeysRequest>) -> Answer<ClusterInfo> {
+        Ok(Response::new(ClusterInfo { epoch: 2, under_old_keys: 7, ..Default::default() }))
     }
 
     async fn join_token(&self, _: Request<JoinTokenRequest>) -> Answer<JoinTokenReply> {

@@ -306,6 +306,13 @@ fn managers_are_listed_with_what_is_wrong() {
 }
 
 #[test]
+fn a_rotation_of_the_keys_waits_until_all_is_sealed_anew() {
+    assert_eq!(keyhole(&["cluster", "rotate-keys"]).out, "key epoch 2\n");
+    // What the status says ends the wait.
+    assert_eq!(keyhole(&["cluster", "rotate-keys", "--wait"]).out, "key epoch 2\n");
+}
+
+#[test]
 fn join_tokens_come_alone_or_with_a_command() {
     assert_eq!(keyhole(&["cluster", "join-token", "-q", "worker"]).out, "KH-1-digest-secret\n");
     let out = keyhole(&["cluster", "join-token", "worker"]).out;
