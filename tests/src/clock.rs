@@ -30,9 +30,18 @@ impl Clock {
 
     /// From now on it is so many days after today; before it, if negative.
     pub fn set_days(&self, days: i32) {
+        self.set(&format!("{days:+}d\n"));
+    }
+
+    /// From now on it is so many seconds ahead; behind, if negative.
+    pub fn set_seconds(&self, seconds: i64) {
+        self.set(&format!("{seconds:+}s\n"));
+    }
+
+    fn set(&self, offset: &str) {
         // As a whole: it is read all the time.
         let new = self.file.with_extension("new");
-        std::fs::write(&new, format!("{days:+}d\n")).expect("the folder is the test's");
+        std::fs::write(&new, offset).expect("the folder is the test's");
         std::fs::rename(&new, &self.file).expect("the folder is the test's");
     }
 

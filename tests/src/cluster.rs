@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::process::Signal;
 
 use crate::binary::keyhole_binary;
-use crate::clock::move_clock;
+use crate::clock::{Clock, move_clock};
 use crate::daemon::{Daemon, code, die_with_parent};
 use crate::ground::Ground;
+use crate::network::Network;
 use crate::node::{Node, NodeOptions};
 use crate::wait;
 
@@ -30,8 +31,27 @@ pub struct Cluster {
     data: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    on: Vec<String>,
     days: i32,
     ground: Arc<Ground>,
+}
+
+/// Where a manager runs, and how.
+struct Place {
+    address: SocketAddr,
+    /// What runs a command there; nothing: here.
+    on: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+fn all_vote(managers: &[Cluster]) {
+    wait::until("all managers to vote", || {
+        let roles = managers[0].ok(["manager", "ls", "--format", "{{.Role}}"]);
+        match roles == "Voter\n".repeat(managers.len()) {
+            true => Ok(()),
+            false => Err(roles),
+        }
+    });
 }
 
 /// What a command did.
@@ -64,13 +84,17 @@ impl Cluster {
     /// The same with more environment, too.
     pub fn start_in(ground: Arc<Ground>, args: &[&str], env: Vec<(String, String)>) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let address = free_address();
+        Self::found(ground, Place { address: free_address(), on: Vec::new(), env }, &args)
+    }
+
+    fn found(ground: Arc<Ground>, place: Place, args: &[String]) -> Self {
+        let Place { address, on, env } = place;
         let (socket, data) = (ground.folder().join("m.sock"), ground.folder().join("m"));
-        let mut command = manager_command(&data, address, &socket);
-        command.arg("--init").args(&args).envs(env.iter().cloned());
+        let mut command = manager_command(&on, &data, address, &socket);
+        command.arg("--init").args(args).envs(env.iter().cloned());
         let mut manager = Daemon::start(&ground, "manager", command);
         manager.wait_for_word("ready");
-        Self { manager, address, socket, data, args, env, days: 0, ground }
+        Self { manager, address, socket, data, args: args.to_vec(), env, on, days: 0, ground }
     }
 
     /// So many managers of one cluster, all of which vote.
@@ -80,32 +104,46 @@ impl Cluster {
             let next = all[0].join();
             all.push(next);
         }
-        wait::until("all managers to vote", || {
-            let roles = all[0].ok(["manager", "ls", "--format", "{{.Role}}"]);
-            match roles == "Voter\n".repeat(managers) {
-                true => Ok(()),
-                false => Err(roles),
-            }
-        });
+        all_vote(&all);
+        all
+    }
+
+    /// A manager on each host of a network, with a clock of its own; all of them vote.
+    pub fn on_network(ground: &Arc<Ground>, network: &Network, clocks: &[Clock]) -> Vec<Self> {
+        let place = |host: usize| Place {
+            address: network.address(host),
+            on: network.on(host),
+            env: clocks[host].environment(),
+        };
+        let mut all = vec![Self::found(ground.clone(), place(0), &[])];
+        for host in 1..network.hosts() {
+            let next = all[0].join_at(place(host));
+            all.push(next);
+        }
+        all_vote(&all);
         all
     }
 
     /// Another manager, which joins this one's cluster and is ready.
     pub fn join(&self) -> Self {
+        self.join_at(Place { address: free_address(), on: self.on.clone(), env: self.env.clone() })
+    }
+
+    fn join_at(&self, place: Place) -> Self {
         let number = MANAGERS.fetch_add(1, Ordering::Relaxed);
         let folder = self.ground.folder();
         let (socket, data) =
             (folder.join(format!("m{number}.sock")), folder.join(format!("m{number}")));
         let token = folder.join(format!("m{number}.token"));
         fs::write(&token, self.ok(["cluster", "join-token", "-q", "manager"])).expect("our folder");
-        let address = free_address();
-        let mut command = manager_command(&data, address, &socket);
+        let Place { address, on, env } = place;
+        let mut command = manager_command(&on, &data, address, &socket);
         command.args(["--join", &self.address.to_string(), "--token-file"]).arg(&token);
-        command.args(&self.args).envs(self.env.iter().cloned());
+        command.args(&self.args).envs(env.iter().cloned());
         let mut manager = Daemon::start(&self.ground, "manager", command);
         manager.wait_for_word("ready");
-        let (args, env, ground) = (self.args.clone(), self.env.clone(), self.ground.clone());
-        Self { manager, address, socket, data, args, env, days: 0, ground }
+        let (args, ground) = (self.args.clone(), self.ground.clone());
+        Self { manager, address, socket, data, args, env, on, days: 0, ground }
     }
 
     /// What the test stands on.
@@ -152,7 +190,7 @@ impl Cluster {
 
     /// Starts a manager that was stopped.
     pub fn resume(&mut self) {
-        let mut command = manager_command(&self.data, self.address, &self.socket);
+        let mut command = manager_command(&self.on, &self.data, self.address, &self.socket);
         command.args(&self.args).envs(self.env.iter().cloned());
         move_clock(&mut command, self.days);
         self.manager = Daemon::start(&self.ground, "manager", command);
@@ -238,7 +276,19 @@ impl Cluster {
 
 /// The binary without any setting of the caller's environment.
 pub fn plain_command() -> Command {
-    let mut command = Command::new(keyhole_binary());
+    command_on(&[])
+}
+
+/// The same, run by other words.
+fn command_on(on: &[String]) -> Command {
+    let mut command = match on {
+        [] => Command::new(keyhole_binary()),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(keyhole_binary());
+            command
+        }
+    };
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("KEYHOLE_") {
             command.env_remove(name);
@@ -248,8 +298,8 @@ pub fn plain_command() -> Command {
 }
 
 /// `keyhole manager run` on a folder.
-pub(crate) fn manager_command(data: &Path, address: SocketAddr, socket: &Path) -> Command {
-    let mut command = plain_command();
+fn manager_command(on: &[String], data: &Path, address: SocketAddr, socket: &Path) -> Command {
+    let mut command = command_on(on);
     command.args(["manager", "run", "--data-dir"]).arg(data);
     command.arg("--listen").arg(address.to_string()).arg("--socket").arg(socket);
     command

@@ -56,6 +56,11 @@ impl Operator {
         &self.manager
     }
 
+    /// All that can be asked.
+    pub fn api(&self) -> OperatorClient<Channel> {
+        self.api.clone()
+    }
+
     /// A new secret.
     pub async fn create(&self, name: &str, value: &[u8]) -> Result<Acked, Status> {
         let changed = self.api.clone().create_secret(self.new_secret(name, value)).await?;
