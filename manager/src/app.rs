@@ -26,6 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::audit::AuditLog;
 use crate::authz::Authorized;
 use crate::ca::{CaApi, keep_renewed};
+use crate::cut_off::watch_quorum;
 use crate::dispatch::DispatchApi;
 use crate::listen::{OperatorSocket, Services, bind_port};
 use crate::operator::OperatorApi;
@@ -102,6 +103,7 @@ impl Manager {
         tasks.spawn(shell.clone().follow_changes());
         tasks.spawn(keep_renewed(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(tend_audit(shell.audit.clone()));
+        tasks.spawn(watch_quorum(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_keyring(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_membership(replica.clone()));
         tasks.spawn(announce_address(replica.clone(), shell.own.clone()));

@@ -93,6 +93,9 @@ async fn open(
     version: String,
     request: v1::AssignmentsRequest,
 ) -> Result<NodeStream, Status> {
+    if let Some(why) = shell.without_nodes() {
+        return Err(why);
+    }
     let node = by.subject().id();
     let key = EdgePublicKey::try_from(request.stream_key.as_ref()).map_err(invalid)?;
     let live: Result<Vec<TaskId>, _> = request.live.iter().map(|id| id.parse()).collect();

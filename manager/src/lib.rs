@@ -9,6 +9,7 @@ pub mod authz;
 pub mod ca;
 mod clock;
 pub mod codec;
+mod cut_off;
 pub mod dispatch;
 mod elsewhere;
 pub mod keys;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keyhole_domain::{ClusterId, NodeId, Revision};
@@ -59,6 +60,8 @@ pub struct Shell {
     pub(crate) labels: tokio::sync::Mutex<()>,
     gate: Gate,
     replica: RaftHandle,
+    /// Whether no quorum was heard of for too long.
+    cut_off: AtomicBool,
 }
 
 /// Why a command was not done.
@@ -115,6 +118,7 @@ impl Shell {
             tls,
             connections: Connections::new(),
             labels: tokio::sync::Mutex::default(),
+            cut_off: AtomicBool::new(false),
             replica,
         }
     }
@@ -297,6 +301,30 @@ impl Shell {
         let kept = kept::to_secret(identity, &self.tls.roots())?;
         let put = self.replica.local_put(OWN_CERTIFICATE, Some(kept)).await;
         put.map_err(|error| error.to_string())
+    }
+
+    /// Waits until the state has all that was committed before this call.
+    pub(crate) async fn catch_up<A: Action>(&self, _by: &Authorized<A>) -> Result<(), String> {
+        self.replica.catch_up().await.map_err(|error| error.to_string())
+    }
+
+    /// Notes whether this manager is cut off, and wakes the streams of nodes if that is new.
+    pub(crate) fn set_cut_off(&self, cut_off: bool) -> bool {
+        let new = self.cut_off.swap(cut_off, Ordering::Relaxed) != cut_off;
+        if new {
+            self.sessions.applied(self.replica.read(State::revision), |_| true);
+        }
+        new
+    }
+
+    /// Why this manager may not have a node's stream, if it may not.
+    pub(crate) fn without_nodes(&self) -> Option<Status> {
+        match self.cut_off.load(Ordering::Relaxed) {
+            true => Some(Status::unavailable(
+                "this manager is cut off from the other managers; connect to another one",
+            )),
+            false => self.without_keys(),
+        }
     }
 
     /// Why this manager can open no value and sign no certificate, if it can't.

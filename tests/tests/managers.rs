@@ -388,3 +388,31 @@ fn keys_rotate_when_a_manager_goes_and_when_an_operator_says_so() {
         now => Err(format!("{now:?}")),
     });
 }
+
+/// It could not tell them of a revocation.
+#[test]
+fn a_manager_without_a_quorum_sends_its_nodes_away_and_tasks_read_on() {
+    let mut managers = Cluster::of(3);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"v");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    let node = managers[0].node();
+    let task = node.task("web");
+    for other in &mut managers[1..] {
+        other.manager().signal(Signal::STOP);
+    }
+    let trouble = || node.ok(["node", "status", "--format", "{{.Trouble}}"]);
+    wait::until("the node to be sent away", || match trouble() {
+        why if why.contains("cut off from the other managers") => Ok(()),
+        why => Err(why),
+    });
+    assert_eq!(task.text(node.path("pw")).as_deref(), Ok("v"));
+    for other in &mut managers[1..] {
+        other.manager().signal(Signal::CONT);
+    }
+    wait::until("the node to be back", || match trouble() {
+        why if why == "\n" => Ok(()),
+        why => Err(why),
+    });
+    managers[0].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
+    assert_eq!(task.text(node.path("pw")).as_deref(), Ok("w"));
+}

@@ -101,7 +101,7 @@ impl NodeStream {
             let why = format!("node {node} was removed from this cluster; join it again");
             return Err(End::Told(Status::permission_denied(why)));
         }
-        if let Some(why) = self.shell.without_keys() {
+        if let Some(why) = self.shell.without_nodes() {
             return Err(End::Told(why));
         }
         let Some(wanted) = self.ticket.begin() else {
