@@ -4,7 +4,7 @@
 //! once to the state; who waits for a position learns of it only after the state is there.
 use super::handle::Observer;
 use super::log::on_disk;
-use super::snapshot::{SnapshotBuilder, SnapshotData};
+use super::snapshot::{SnapshotBuilder, SnapshotData, StoredRows};
 use super::types::{Command, Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
 use super::wire::{meta_bytes, meta_from, row_key_bytes};
 use crate::codec::{encode_row, row_from_bytes};
@@ -238,10 +238,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        let (rows, stored) = snapshot.decode()?;
-        drop(snapshot);
+        let rows = Arc::new(snapshot.into_rows()?);
+        let stored = Box::new(StoredRows::new(rows.clone()));
         let applied = meta_bytes(meta);
         on_disk(|done| self.store.install_rows(stored, applied, done)).await?;
+        // The store has given its part back by now.
+        let rows = Arc::try_unwrap(rows).unwrap_or_else(|shared| (*shared).clone());
         let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
         let nodes = self.live.change(|state| {
             let mut nodes: BTreeSet<_> = state.nodes().keys().copied().collect();

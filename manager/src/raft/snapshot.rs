@@ -4,7 +4,7 @@
 //! incomplete one is never installed.
 use super::types::{SnapshotMeta, TypeConfig};
 use super::wire::{header_in, header_out, invalid, meta_from, row_key_bytes};
-use crate::codec::decode_row;
+use crate::codec::{decode_row, encode_row};
 use crate::store::{Row as StoredRow, RowsView, Store, StoreError};
 use keyhole_proto::v1;
 use keyhole_state::Row;
@@ -22,8 +22,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub enum SnapshotData {
     /// Rows of this manager's own store.
     Own(RowsView),
-    /// Rows that came from another manager, whole.
-    Received(Vec<v1::Row>),
+    /// Rows that came from another manager, whole and every one checked.
+    Received(Vec<Row>),
 }
 
 impl SnapshotData {
@@ -63,7 +63,7 @@ impl SnapshotData {
     fn rows(&self, visit: &mut dyn FnMut(v1::Row) -> bool) -> io::Result<()> {
         match self {
             Self::Received(rows) => {
-                let _ = rows.iter().cloned().all(visit);
+                let _ = rows.iter().map(encode_row).all(visit);
                 Ok(())
             }
             Self::Own(view) => {
@@ -80,24 +80,54 @@ impl SnapshotData {
         }
     }
 
-    /// The rows for the state and for the store, every one checked.
-    pub(crate) fn decode(&self) -> io::Result<(Vec<Row>, Vec<StoredRow>)> {
-        let (mut rows, mut stored, mut broken) = (Vec::new(), Vec::new(), None);
-        self.rows(&mut |record| {
-            let bytes = record.encode_to_vec();
-            match decode_row(record) {
-                Ok(row) => {
-                    stored.push((row_key_bytes(&row.key()), bytes));
-                    rows.push(row);
-                    true
-                }
-                Err(error) => {
-                    broken = Some(invalid(format!("state row: {error}")));
-                    false
-                }
+    /// The rows, every one checked.
+    pub(crate) fn into_rows(self) -> io::Result<Vec<Row>> {
+        if let Self::Received(rows) = self {
+            return Ok(rows);
+        }
+        let (mut rows, mut broken) = (Vec::new(), None);
+        self.rows(&mut |record| match checked(record) {
+            Ok(row) => {
+                rows.push(row);
+                true
+            }
+            Err(error) => {
+                broken = Some(error);
+                false
             }
         })?;
-        broken.map_or(Ok((rows, stored)), Err)
+        broken.map_or(Ok(rows), Err)
+    }
+}
+
+fn checked(record: v1::Row) -> io::Result<Row> {
+    decode_row(record).map_err(|error| invalid(format!("state row: {error}")))
+}
+
+/// Rows as the store has them, each made when it is asked for: a snapshot is in memory once.
+pub(crate) struct StoredRows {
+    /// Given back with the last row.
+    rows: Option<Arc<Vec<Row>>>,
+    next: usize,
+}
+
+impl StoredRows {
+    pub(crate) fn new(rows: Arc<Vec<Row>>) -> Self {
+        Self { rows: Some(rows), next: 0 }
+    }
+}
+
+impl Iterator for StoredRows {
+    type Item = StoredRow;
+
+    fn next(&mut self) -> Option<StoredRow> {
+        let row = self.rows.as_ref()?.get(self.next);
+        let stored = row.map(|row| (row_key_bytes(&row.key()), encode_row(row).encode_to_vec()));
+        self.next += 1;
+        if stored.is_none() {
+            self.rows = None;
+        }
+        stored
     }
 }
 
@@ -105,7 +135,7 @@ impl SnapshotData {
 #[derive(Default)]
 pub struct SnapshotInput {
     header: Option<v1::SnapshotHeader>,
-    rows: Vec<v1::Row>,
+    rows: Vec<Row>,
 }
 
 impl SnapshotInput {
@@ -114,7 +144,11 @@ impl SnapshotInput {
         use v1::snapshot_chunk::Chunk;
         match (chunk.chunk, &self.header) {
             (Some(Chunk::Header(header)), None) => self.header = Some(header),
-            (Some(Chunk::Rows(batch)), Some(_)) => self.rows.extend(batch.rows),
+            (Some(Chunk::Rows(batch)), Some(_)) => {
+                for record in batch.rows {
+                    self.rows.push(checked(record)?);
+                }
+            }
             _ => return Err(invalid("a snapshot's chunks are out of order".to_owned())),
         }
         Ok(())

@@ -19,7 +19,7 @@ pub use error::StoreError;
 pub use folder::MarkFile;
 pub use layout::{FORMAT, Position, StoreIdentity};
 pub use view::{Row, RowsView};
-pub use writer::{Done, OnFatal, RowChange, ViewDone};
+pub use writer::{Done, OnFatal, RowChange, Rows, ViewDone};
 
 pub(crate) use cipher::identity_bytes;
 
@@ -417,7 +417,7 @@ impl Store {
     }
 
     /// Replaces all state rows.
-    pub fn install_rows(&self, rows: Vec<Row>, applied: Vec<u8>, done: Done) {
+    pub fn install_rows(&self, rows: Rows, applied: Vec<u8>, done: Done) {
         self.shared.lock().push(Op::Install { rows, applied }, Some(done));
     }
 

@@ -22,6 +22,9 @@ pub type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// Told the state rows as of its place in the queue.
 pub type ViewDone = Box<dyn FnOnce(Result<RowsView, StoreError>) + Send>;
 
+/// State rows, each made when it is written.
+pub type Rows = Box<dyn Iterator<Item = Row> + Send>;
+
 /// A change of one state row: its key, and its value or `None` to delete it.
 pub type RowChange = (Vec<u8>, Option<Vec<u8>>);
 
@@ -32,7 +35,7 @@ pub(crate) enum Op {
     TruncateAfter(Option<u64>),
     Purge(Position),
     Rows { changes: Vec<RowChange>, applied: Vec<u8> },
-    Install { rows: Vec<Row>, applied: Vec<u8> },
+    Install { rows: Rows, applied: Vec<u8> },
     Local { name: String, secret: Option<SecretBytes> },
     View(ViewDone),
     Flush,
@@ -58,9 +61,8 @@ impl Job {
                 .iter()
                 .map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len) + 64)
                 .sum(),
-            Op::Install { rows, .. } => {
-                rows.iter().map(|(key, value)| key.len() + value.len()).sum()
-            }
+            // It goes alone.
+            Op::Install { .. } => usize::MAX / 2,
             _ => 64,
         }
     }
@@ -265,7 +267,7 @@ impl<'t> Batch<'t> {
                 self.rows.retain(|_, _| false).map_err(|e| failed(self.file, e))?;
                 tip.rows = 0;
                 tip.applied = Some(std::mem::take(applied));
-                rows.iter().try_for_each(|(key, value)| self.change_row(key, Some(value), tip))
+                rows.try_for_each(|(key, value)| self.change_row(&key, Some(&value), tip))
             }
             Op::Local { name, secret } => self.change_local(name.as_bytes(), secret.take(), tip),
             Op::View(_) | Op::Flush => Ok(()),

@@ -61,7 +61,8 @@ fn rows_change_and_go_and_are_replaced_whole() {
     assert_eq!((now.rows.len(), now.applied.as_deref()), (29, Some(&b"12"[..])));
     assert_eq!(now.rows[&vec![2; 9]], b"new");
     let rows = vec![(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), vec![])];
-    wait(|done| store.install_rows(rows.clone(), b"99".to_vec(), done)).unwrap();
+    wait(|done| store.install_rows(Box::new(rows.clone().into_iter()), b"99".to_vec(), done))
+        .unwrap();
     wait(|done| store.local_put(LOCAL, None, done)).unwrap();
     drop(store);
     let (store, loaded) = open(&disk).unwrap();

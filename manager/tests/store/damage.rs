@@ -261,7 +261,7 @@ impl Model {
                     (0..dice.below(5)).map(|n| (vec![n as u8], dice.bytes(50))).collect();
                 content.rows = rows.iter().cloned().collect();
                 content.applied = Some(b"installed".to_vec());
-                store.install_rows(rows, b"installed".to_vec(), done);
+                store.install_rows(Box::new(rows.into_iter()), b"installed".to_vec(), done);
             }
             _ => {
                 let (key, value) = (vec![dice.below(20) as u8], dice.bytes(100));
