@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::audit::AuditCommand;
 use crate::console::Output;
 use crate::host::{Host, MANAGER_HOST, NODE_SOCKET};
 use crate::operator::cluster::ClusterCommand;
@@ -113,6 +114,9 @@ pub(crate) enum Command {
     /// Run this machine's manager
     #[command(subcommand)]
     Manager(manager::ManagerCommand),
+    /// Verify and follow the audit of this machine's manager
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Run a command as a task of a service
     #[command(after_help = run::EXAMPLES)]
     Run(run::Run),

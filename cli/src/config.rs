@@ -260,7 +260,7 @@ mod tests {
             (
                 "config = '/x'",
                 "option file: \"config\" is no option or command; known here are host, cert, key, ca, node-socket, \
-                 output, secret, service, node, cluster, manager, run, task, dev",
+                 output, secret, service, node, cluster, manager, audit, run, task, dev",
             ),
             (
                 "node-socket = '/a'\nnode_socket = '/b'",

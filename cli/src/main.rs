@@ -1,7 +1,7 @@
 //! The `keyhole` binary: operator commands, the daemons and `run`; the only place that sees both sides.
 //!
 //! Reading order: `args` (the command line), `operator` (what is asked of managers), `run` and `task` (what is asked
-//! of this machine's node), `manager` and `node` (the daemons), `dev` (all of them), `render` (how answers look).
+//! of this machine's node), `audit` (this manager's files), `manager` and `node` (the daemons), `dev` (all of them), `render` (how answers look).
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::usage::Ending;
 
 mod args;
+mod audit;
 mod complete;
 mod config;
 mod console;
@@ -185,6 +186,7 @@ async fn ask(
         Command::Cluster(cluster) => cluster.run(global, console).await,
         Command::Task(task) => task.run(global, console).await,
         Command::Manager(manager) => manager.ask(global, console).await,
+        Command::Audit(audit) => audit.run(global, console).await,
         Command::Run(_)
         | Command::Dev(_)
         | Command::DevPart(_)

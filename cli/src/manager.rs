@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use keyhole_manager::app::{self, JoinManager, ManagerConfig};
+use keyhole_manager::audit::LEAST_FILE_BYTES;
 
 use crate::args::Global;
 use crate::console::Console;
@@ -12,6 +13,7 @@ use crate::failure::Failure;
 use crate::logs::LogOptions;
 use crate::operator::manager::{self as operator, Managers, TransferLeader};
 use crate::render::listing::ListOptions;
+use crate::render::size;
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -78,6 +80,12 @@ pub(crate) struct RunManager {
     /// How long certificates live, from 10s up; for --init ('keyhole cluster update' changes it)
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) cert_expiry: Option<Duration>,
+    /// A file of the audit is followed by a new one when it is this long, from 4KiB up [default: 64MiB]
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    pub(crate) audit_file_size: Option<u64>,
+    /// A datagram socket of syslog that gets a copy of each line of the audit, such as /dev/log
+    #[arg(long, value_name = "PATH")]
+    pub(crate) audit_syslog: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) logs: LogOptions,
 }
@@ -126,15 +134,22 @@ impl RunManager {
                 .map(|(address, token_file)| JoinManager { address, token_file }),
             kek_file: self.kek_file,
             cert_expiry: self.cert_expiry.unwrap_or(defaults.cert_expiry),
+            audit_file_bytes: self.audit_file_size.unwrap_or(defaults.audit_file_bytes),
+            audit_syslog: self.audit_syslog,
             ..defaults
         }
     }
 
     fn check(&self) -> Result<(), Failure> {
-        match self.cert_expiry {
-            Some(time) if time < Duration::from_secs(10) => Err(Failure::usage(
+        if self.cert_expiry.is_some_and(|time| time < Duration::from_secs(10)) {
+            return Err(Failure::usage(
                 "--cert-expiry is below 10s, the shortest life of a certificate",
-            )),
+            ));
+        }
+        match self.audit_file_size {
+            Some(size) if size < LEAST_FILE_BYTES => {
+                Err(Failure::usage("--audit-file-size is below 4KiB, the shortest file"))
+            }
             _ => Ok(()),
         }
     }

@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, keep_noted};
 use crate::authz::Authorized;
 use crate::ca::{CaApi, keep_renewed};
 use crate::cut_off::watch_quorum;
@@ -105,6 +105,7 @@ impl Manager {
         tasks.spawn(tend_audit(shell.audit.clone()));
         tasks.spawn(watch_quorum(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_keyring(shell.clone(), Authorized::of_member(shell.own.member)));
+        tasks.spawn(keep_noted(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_membership(replica.clone()));
         tasks.spawn(announce_address(replica.clone(), shell.own.clone()));
         let (close_socket, socket_closing) = watch::channel(false);

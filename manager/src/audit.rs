@@ -2,10 +2,16 @@
 //!
 //! Depends on the state's audit records and the file system. Invariant: it never holds up or prevents a change: a line
 //! that can't be written waits in memory, is counted, reported and tried again. A change has one line, also after a
-//! restart replayed it; names are in clear, a value is never near.
+//! restart replayed it; names are in clear, a value is never near. Each line is chained to the one before (`chain`), and
+//! the cluster is told every few seconds how far the chain is on the disk (`noting`), so that [`Verifier`] finds what was
+//! changed, left out or cut off.
 
+mod chain;
 mod file;
 mod line;
+mod noting;
+mod syslog;
+mod verify;
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,12 +24,34 @@ use keyhole_state::{Actor, AuditRecord};
 
 use crate::authz::Caller;
 use file::AuditFile;
+use syslog::Syslog;
+
+pub use chain::Head;
+pub use file::files;
+pub(crate) use noting::keep_noted;
+pub use verify::{Finding, Noted, Report, Verifier};
+
+/// A file that is at least this long is followed by a new one, unless another size was asked for.
+pub const FILE_BYTES: u64 = 64 << 20;
+/// Shorter files than this would be more header than lines.
+pub const LEAST_FILE_BYTES: u64 = 4 << 10;
 
 /// More lines than this are not kept in memory while the disk refuses them.
 const WAITING: usize = 10_000;
 /// Refusals recorded at once, and each second; the others are only counted.
 const BURST: u32 = 50;
 const EACH_SECOND: u32 = 10;
+
+/// Whose audit it is.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    /// The cluster's id.
+    pub cluster: String,
+    /// The manager's certificate's id.
+    pub manager: String,
+    /// The manager's Raft id.
+    pub member: u64,
+}
 
 /// The audit of one manager.
 #[derive(Debug)]
@@ -34,7 +62,12 @@ pub struct AuditLog {
 
 #[derive(Debug)]
 struct Inner {
+    /// Until it is known, lines wait.
+    writer: Option<Writer>,
     file: AuditFile,
+    /// The last line that the disk has.
+    synced: Head,
+    syslog: Option<Syslog>,
     /// The last log index that has a line.
     last: u64,
     waiting: VecDeque<String>,
@@ -44,12 +77,16 @@ struct Inner {
 }
 
 impl AuditLog {
-    /// Opens the folder, made if it is missing, and goes on after its last line.
-    pub fn open(folder: &Path) -> io::Result<Self> {
-        let (file, last) = AuditFile::open(folder)?;
+    /// Opens the folder, made if it is missing, and goes on after its last line. Files are `file_bytes` long, or a line
+    /// more; `syslog` is a socket that gets a copy of each line.
+    pub fn open(folder: &Path, file_bytes: u64, syslog: Option<&Path>) -> io::Result<Self> {
+        let (file, last) = AuditFile::open(folder, file_bytes)?;
         Ok(Self {
             inner: Mutex::new(Inner {
+                writer: None,
                 file,
+                synced: Head::default(),
+                syslog: syslog.map(Syslog::new).transpose()?,
                 last,
                 waiting: VecDeque::new(),
                 lost: 0,
@@ -58,6 +95,14 @@ impl AuditLog {
             }),
             refused: AtomicU64::new(0),
         })
+    }
+
+    /// Says whose audit it is, and how many lines the cluster was told of; from now on lines are written.
+    pub fn begin(&self, writer: Writer, noted: u64) {
+        let mut inner = self.lock();
+        inner.writer = Some(writer);
+        inner.go_on_after(noted);
+        inner.flush();
     }
 
     /// Writes the line of an applied command, unless it has one already.
@@ -91,9 +136,39 @@ impl AuditLog {
 
     /// Tries again what could not be written, and asks the disk to keep what was. Called now and then.
     pub fn tend(&self) {
+        let (head, file) = {
+            let mut inner = self.lock();
+            inner.flush();
+            if let Some(syslog) = &mut inner.syslog {
+                syslog.report();
+            }
+            let (head, file) = inner.file.end();
+            if head == inner.synced {
+                return;
+            }
+            (head, file)
+        };
+        // Changes do not wait for the disk meanwhile.
+        let synced = file.sync_data();
         let mut inner = self.lock();
-        inner.flush();
-        inner.file.sync();
+        match synced {
+            Ok(()) if head.seq < inner.synced.seq => {}
+            Ok(()) => inner.synced = head,
+            Err(error) => {
+                let file = inner.file.name();
+                tracing::error!(%error, file, "cannot sync the audit");
+            }
+        }
+    }
+
+    /// The last line that the disk keeps, as far as is known.
+    pub(crate) fn synced(&self) -> Head {
+        self.lock().synced
+    }
+
+    /// As [`Self::begin`] does, when the cluster turns out to have been told of more.
+    pub(crate) fn go_on_after(&self, noted: u64) {
+        self.lock().go_on_after(noted);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -102,6 +177,22 @@ impl AuditLog {
 }
 
 impl Inner {
+    /// If the cluster was told of more lines than there are, says so in a line, and goes on after them: what was cut off
+    /// stays seen.
+    fn go_on_after(&mut self, noted: u64) {
+        let last = self.file.end().0.seq;
+        if last < noted {
+            tracing::error!(
+                last,
+                noted,
+                "lines of the audit are missing: its files were cut, or put back"
+            );
+            self.file.skip_to(noted);
+            self.waiting.push_front(line::missing(last + 1, noted));
+            self.flush();
+        }
+    }
+
     fn write(&mut self, line: String) {
         if self.waiting.len() >= WAITING {
             self.lost += 1;
@@ -112,20 +203,25 @@ impl Inner {
     }
 
     fn flush(&mut self) {
-        while let Some(line) = self.waiting.front() {
-            match self.file.append(line) {
-                Ok(()) => {
+        let Some(writer) = &self.writer else { return };
+        while let Some(record) = self.waiting.front() {
+            match self.file.append(writer, record) {
+                Ok(line) => {
                     self.waiting.pop_front();
+                    if let Some(syslog) = &mut self.syslog {
+                        syslog.send(&line);
+                    }
                 }
                 Err(error) => return self.failed(&error),
             }
         }
+        let lost = std::mem::take(&mut self.lost);
         if std::mem::take(&mut self.failing) {
-            let lost = std::mem::take(&mut self.lost);
             tracing::warn!(lost, "the audit is written again");
-            if lost > 0 {
-                self.waiting.push_back(line::lost(lost));
-            }
+        }
+        if lost > 0 {
+            self.waiting.push_back(line::lost(lost));
+            self.flush();
         }
     }
 
@@ -176,7 +272,8 @@ impl Bucket {
 mod tests {
     use super::*;
     use keyhole_domain::Timestamp;
-    use std::fs;
+    use std::fs::{self, File};
+    use std::io::BufReader;
     use std::os::unix::fs::PermissionsExt;
 
     fn record(index: u64) -> AuditRecord {
@@ -190,23 +287,52 @@ mod tests {
         }
     }
 
+    /// The audit of manager "m" there.
+    fn opened(folder: &Path) -> AuditLog {
+        let audit = AuditLog::open(folder, LEAST_FILE_BYTES, None).unwrap();
+        audit.begin(Writer { cluster: "c".into(), manager: "m".into(), member: 1 }, 0);
+        audit
+    }
+
+    /// All lines but those about the files themselves.
     fn lines(folder: &Path) -> Vec<serde_json::Value> {
-        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-        files.sort();
-        let text: String = files.iter().map(|f| fs::read_to_string(f).unwrap()).collect();
-        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+        let files = files(folder).unwrap();
+        let text: String = files.iter().map(|(_, f)| fs::read_to_string(f).unwrap()).collect();
+        let lines = text.lines().filter_map(|l| serde_json::from_str(l).ok());
+        lines.filter(|line: &serde_json::Value| line.get("file").is_none()).collect()
+    }
+
+    /// What is wrong with the files, and what is odd, as `file:line: what`.
+    fn verified(folder: &Path, noted: &[Noted]) -> (Vec<String>, Vec<String>) {
+        let mut verifier = Verifier::new(Some([("m".to_owned(), noted.to_vec())].into()), true);
+        for (_, path) in files(folder).unwrap() {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            verifier.file(&name, BufReader::new(File::open(path).unwrap())).unwrap();
+        }
+        let report = verifier.finish();
+        let texts = |findings: Vec<Finding>| {
+            findings.into_iter().map(|f| format!("{}:{}: {}", f.file, f.line, f.what)).collect()
+        };
+        (texts(report.problems), texts(report.notes))
+    }
+
+    const WHOLE: (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+
+    fn noted(audit: &AuditLog) -> Noted {
+        audit.tend();
+        Noted { head: audit.synced(), at: 1_790_000_000_000_000_000 }
     }
 
     #[test]
     fn a_replayed_change_has_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit");
-        let audit = AuditLog::open(&path).unwrap();
+        let audit = opened(&path);
         audit.applied(&record(5));
         audit.applied(&record(5));
         audit.refused(&Caller::Unknown, "secret.rm", "no");
         drop(audit);
-        let audit = AuditLog::open(&path).unwrap();
+        let audit = opened(&path);
         audit.applied(&record(4));
         audit.applied(&record(5));
         audit.applied(&record(7));
@@ -227,25 +353,33 @@ mod tests {
     #[test]
     fn a_torn_last_line_does_not_swallow_the_next() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = AuditLog::open(folder.path()).unwrap();
+        let audit = opened(folder.path());
         audit.applied(&record(5));
         drop(audit);
         let file = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
         let mut text = fs::read_to_string(&file).unwrap();
         text.push_str("{\"index\":6,\"at\":\"20");
         fs::write(&file, text).unwrap();
-        let audit = AuditLog::open(folder.path()).unwrap();
+        let audit = opened(folder.path());
         audit.applied(&record(6));
         let text = fs::read_to_string(&file).unwrap();
-        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text.lines().count(), 5, "file, 5, piece, about the piece, 6: {text}");
         let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-        assert_eq!(last["index"], 6);
+        assert_eq!((&last["index"], &last["seq"]), (&6.into(), &4.into()));
+        let (problems, notes) = verified(folder.path(), &[noted(&audit)]);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert!(notes.len() == 1 && notes[0].contains("jsonl:3: a piece of a line"), "{notes:?}");
+        // The piece is vouched for: who changes it is found.
+        fs::write(&file, text.replace("{\"index\":6,\"at\":\"20\n", "{\"index\":7,\"at\":\"20\n"))
+            .unwrap();
+        let (problems, _) = verified(folder.path(), &[]);
+        assert!(problems.len() == 2 && problems[0].contains("jsonl:3: no line"), "{problems:?}");
     }
 
     #[test]
     fn floods_of_refusals_are_counted_not_written() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = AuditLog::open(folder.path()).unwrap();
+        let audit = opened(folder.path());
         for _ in 0..1000 {
             audit.refused(&Caller::Unknown, "secret.rm", "no");
         }
@@ -260,7 +394,7 @@ mod tests {
     #[test]
     fn a_disk_that_refuses_holds_nothing_up_and_gets_the_lines_later() {
         let folder = tempfile::tempdir().unwrap();
-        let audit = AuditLog::open(folder.path()).unwrap();
+        let audit = opened(folder.path());
         audit.lock().file.refuse(true);
         audit.applied(&record(1));
         audit.applied(&record(2));
@@ -268,5 +402,147 @@ mod tests {
         audit.lock().file.refuse(false);
         audit.tend();
         assert_eq!(lines(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn lines_that_were_too_many_to_keep_are_counted_in_the_chain() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = opened(folder.path());
+        audit.lock().file.refuse(true);
+        for index in 1..=WAITING as u64 + 5 {
+            audit.applied(&record(index));
+        }
+        audit.lock().file.refuse(false);
+        audit.tend();
+        let lines = lines(folder.path());
+        assert_eq!((lines.len(), &lines[WAITING]["lost"]), (WAITING + 1, &5.into()));
+        assert_eq!(verified(folder.path(), &[noted(&audit)]), WHOLE);
+    }
+
+    /// An audit of a few files, and what was noted of it on the way.
+    fn history(folder: &Path) -> Vec<Noted> {
+        let audit = opened(folder);
+        let mut heads = Vec::new();
+        for index in 1..=60 {
+            audit.applied(&record(index));
+            if index % 10 == 0 {
+                heads.push(noted(&audit));
+            }
+        }
+        heads
+    }
+
+    #[test]
+    fn files_are_chained_and_go_on_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut heads = history(folder.path());
+        let before = files(folder.path()).unwrap().len();
+        assert!(before > 3, "{before} files");
+        let audit = opened(folder.path());
+        for index in 50..=120 {
+            audit.applied(&record(index));
+        }
+        heads.push(noted(&audit));
+        assert!(files(folder.path()).unwrap().len() > before);
+        assert_eq!(verified(folder.path(), &heads), WHOLE);
+        assert_eq!(lines(folder.path()).len(), 120);
+    }
+
+    /// Changes files in place and says what is found: at least that, at that place first.
+    #[track_caller]
+    fn found(change: impl FnOnce(&Path), first: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let heads = history(folder.path());
+        change(folder.path());
+        let (problems, _) = verified(folder.path(), &heads);
+        assert!(problems.first().is_some_and(|found| found.starts_with(first)), "{problems:#?}");
+    }
+
+    fn edit(folder: &Path, file: u32, change: impl FnOnce(&mut Vec<String>)) {
+        let path = folder.join(file::file_name(file));
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        change(&mut lines);
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+    }
+
+    #[test]
+    fn whatever_is_done_to_the_files_is_found_and_named() {
+        let change = |lines: &mut Vec<String>, at: usize| {
+            lines[at] = lines[at].replace("secret.create", "secret.rotate");
+        };
+        found(|f| edit(f, 2, |l| change(l, 4)), "audit-000002.jsonl:5: it was changed");
+        found(|f| edit(f, 1, |l| change(l, 1)), "audit-000001.jsonl:2: it was changed");
+        // Its hash only.
+        let end = |line: &str, to: &str| format!("{}{to}\"}}", &line[..line.len() - 3]);
+        found(
+            |f| {
+                edit(f, 2, |l| {
+                    let other = if l[4].ends_with("0\"}") { "1" } else { "0" };
+                    l[4] = end(&l[4], other);
+                });
+            },
+            "audit-000002.jsonl:5: it was changed",
+        );
+        found(|f| edit(f, 2, |l| drop(l.remove(4))), "audit-000002.jsonl:5: line ");
+        found(|f| edit(f, 2, |l| drop(l.drain(4..7))), "audit-000002.jsonl:5: lines ");
+        found(
+            |f| edit(f, 2, |l| l.insert(4, "{\"index\":5}".into())),
+            "audit-000002.jsonl:5: no line",
+        );
+        found(|f| edit(f, 2, |l| l.insert(4, "rubbish".into())), "audit-000002.jsonl:5: no line");
+        found(|f| edit(f, 2, |l| l.insert(4, l[1].clone())), "audit-000002.jsonl:5: line ");
+        found(|f| edit(f, 2, |l| l.swap(4, 5)), "audit-000002.jsonl:5: line ");
+        let gone = |number| {
+            move |folder: &Path| fs::remove_file(folder.join(file::file_name(number))).unwrap()
+        };
+        found(gone(1), "audit-000002.jsonl:1: lines 1 to ");
+        found(gone(2), "audit-000003.jsonl:1: lines ");
+        // The last one, and the last lines, are missed only by those who were told of them.
+        let last = |folder: &Path| files(folder).unwrap().pop().unwrap();
+        found(|f| fs::remove_file(last(f).1).unwrap(), "audit-");
+        found(|f| edit(f, last(f).0, |l| drop(l.pop())), "audit-");
+        found(
+            |f| files(f).unwrap().iter().for_each(|(_, path)| fs::write(path, "").unwrap()),
+            "audit-",
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let heads = history(folder.path());
+        edit(folder.path(), last(folder.path()).0, |l| drop(l.pop()));
+        assert_eq!(verified(folder.path(), &heads[..5]), WHOLE, "as far as it was noted");
+        let (problems, _) = verified(folder.path(), &heads);
+        assert!(problems[0].contains("cut off: the files end at line"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_chain_that_was_made_anew_is_not_the_one_that_was_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let heads = history(folder.path());
+        fs::remove_dir_all(folder.path()).unwrap();
+        history(folder.path());
+        let (problems, _) = verified(folder.path(), &heads);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("it is not the line"), "{problems:?}");
+        assert_eq!(verified(folder.path(), &[]), WHOLE, "nothing tells of it but the cluster");
+    }
+
+    #[test]
+    fn what_was_cut_before_a_start_stays_missing_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let heads = history(folder.path());
+        let last = files(folder.path()).unwrap().pop().unwrap().0;
+        edit(folder.path(), last, |lines| drop(lines.pop()));
+        let audit = opened(folder.path());
+        audit.lock().file.refuse(true);
+        audit.applied(&record(100));
+        audit.go_on_after(heads[5].head.seq);
+        audit.go_on_after(heads[5].head.seq);
+        audit.lock().file.refuse(false);
+        audit.applied(&record(101));
+        for noted in [&heads[..], &[]] {
+            let (problems, _) = verified(folder.path(), noted);
+            assert!(!problems.is_empty(), "{problems:?}");
+        }
+        assert_eq!(audit.lock().file.end().0.seq, heads[5].head.seq + 3, "that, 100, 101");
     }
 }

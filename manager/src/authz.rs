@@ -49,7 +49,7 @@ impl<A: Action> Authorized<A> {
     }
 }
 
-/// What a manager does of its own accord: its first command, its own address.
+/// What a manager does of its own accord: its first command, its own address, how far its audit goes.
 #[derive(Debug)]
 pub struct OwnWork;
 
@@ -128,7 +128,8 @@ pub mod act {
             JoinToken "cluster.join-token";
         OperatorSubject, false:
             ClusterStatus "cluster.status",
-            ListManagers "manager.ls";
+            ListManagers "manager.ls",
+            AuditHeads "audit.heads";
         MemberNode, true:
             Assignments "dispatch.assignments",
             ClaimTask "task.claim",

@@ -253,6 +253,11 @@ pub fn availability_out(availability: state::Availability) -> v1::Availability {
     }
 }
 
+/// What a manager said of its audit, on disk and on the wire.
+pub fn audit_head_out(head: &state::AuditHead) -> v1::AuditHead {
+    v1::AuditHead { seq: head.seq, hash: head.hash.to_vec().into(), at: head.at.0 }
+}
+
 fn times(created: u64, updated: u64) -> (Timestamp, Timestamp) {
     (Timestamp(created), Timestamp(updated))
 }

@@ -3,6 +3,7 @@
 //! Depends on the shell around the state. Invariant: each RPC is one action of [`act`], and its handler takes the proof;
 //! all rules are the state's, all names are resolved by it.
 
+mod audits;
 mod cluster;
 mod delivery;
 mod labels;
@@ -90,4 +91,5 @@ operator_api! {
     transfer_leader(TransferRequest) -> ManagerInfo: TransferLeader, managers::transfer_leader;
     rotate_keys(RotateKeysRequest) -> ClusterInfo: RotateKeys, cluster::rotate_keys;
     join_token(JoinTokenRequest) -> JoinTokenReply: JoinToken, cluster::join_token;
+    audit_heads(AuditHeadsRequest) -> AuditHeadsReply: AuditHeads, audits::heads;
 }

@@ -106,7 +106,9 @@ const VARIES: &[(&str, &str)] = &[
     (r"\b[0-9a-z]{25}\b", r"[0-9a-z]{25}"),
     (r"\b(?:[a-z]+[0-9]|[0-9]+[a-z])[0-9a-z]{4,10}\b", r"[0-9a-z]{12}"),
     // Counters and process ids in records.
-    (r#""(?:index|Index|pid|GrantID)": ?\d+"#, r#""(?:index|Index|pid|GrantID)": ?\d+"#),
+    (r#""(?:index|Index|pid|seq|GrantID)": ?\d+"#, r#""(?:index|Index|pid|seq|GrantID)": ?\d+"#),
+    // Hashes.
+    (r"\b[0-9a-f]{64}\b", r"[0-9a-f]{64}"),
     (r"\b1\.\d+\b", r"1\.\d+"),
     // Columns are as wide as their widest cell.
     (r" {2,}", r" {2,}"),

@@ -163,6 +163,11 @@ fn several_managers() {
 }
 
 #[test]
+fn the_audit() {
+    check("docs/AUDIT.md", ONE_MACHINE);
+}
+
+#[test]
 fn troubleshooting() {
     check("docs/TROUBLESHOOTING.md", ONE_MACHINE);
 }

@@ -134,8 +134,16 @@ fn unconstrained(cluster: &v1::ClusterInfo) -> &'static str {
     }
 }
 
+/// The last line of a manager's audit that the cluster was told of: its number, and when.
+fn audited(cluster: &v1::ClusterInfo, manager: &v1::ManagerInfo) -> Option<(u64, u64)> {
+    let audit = cluster.audits.iter().find(|audit| audit.member == manager.member)?;
+    audit.heads.last().map(|head| (head.seq, head.at))
+}
+
 fn datum(cluster: &v1::ClusterInfo) -> Datum {
     let members = cluster.managers.iter().map(|manager| {
+        let (line, at) = audited(cluster, manager)
+            .map_or((0, String::new()), |(line, at)| (line, time::rfc3339(at)));
         Datum::Record(vec![
             ("ID", manager.member.into()),
             ("NodeID", (&manager.id).into()),
@@ -146,6 +154,8 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
             ("Reachable", manager.reached.into()),
             ("Behind", manager.behind.into()),
             ("Trouble", (&manager.trouble).into()),
+            ("AuditLine", line.into()),
+            ("AuditNotedAt", at.into()),
         ])
     });
     let raft = vec![
@@ -212,8 +222,11 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
             "" => String::new(),
             trouble => format!("; {trouble}"),
         };
+        let audit = audited(cluster, manager).map_or(String::new(), |(line, at)| {
+            format!(", audit noted to line {line} {}", time::ago(at, now).to_lowercase())
+        });
         format!(
-            "{} {} at {} (member {}, {role}, {status}, {} behind){trouble}",
+            "{} {} at {} (member {}, {role}, {status}, {} behind{audit}){trouble}",
             manager.id, manager.hostname, manager.address, manager.member, manager.behind
         )
     });

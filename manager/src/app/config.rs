@@ -34,6 +34,10 @@ pub struct ManagerConfig {
     pub kek_file: Option<PathBuf>,
     /// Lifetime of the leaf certificates of a new cluster; a whole number of seconds.
     pub cert_expiry: Duration,
+    /// How many bytes a file of the audit has until the next one is begun.
+    pub audit_file_bytes: u64,
+    /// A socket of syslog that gets a copy of each line of the audit.
+    pub audit_syslog: Option<PathBuf>,
 }
 
 impl ManagerConfig {
@@ -49,6 +53,8 @@ impl ManagerConfig {
             join: None,
             kek_file: None,
             cert_expiry: Duration::from_secs(crate::ca::DEFAULT_CERTIFICATE_SECONDS),
+            audit_file_bytes: crate::audit::FILE_BYTES,
+            audit_syslog: None,
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::join::{self, Joined};
 use super::{ManagerConfig, StartError};
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, Writer};
 use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
 use crate::keys::Kek;
 use crate::raft::{Peer, Peers, ProposeError, RaftHandle, StartOptions};
@@ -53,7 +53,8 @@ pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Op
     let address = config.advertise.clone().unwrap_or_else(|| reachable(bound));
     let (kek, joined) = prepare(config, &address).await?;
     let audit = config.data_dir.join("audit");
-    let audit = AuditLog::open(&audit).map_err(|e| folder_error("keep the audit in", &audit, e))?;
+    let opened = AuditLog::open(&audit, config.audit_file_bytes, config.audit_syslog.as_deref());
+    let audit = opened.map_err(|e| folder_error("keep the audit in", &audit, e))?;
     let audit = Arc::new(audit);
     let (stopping, failed) = watch::channel(None);
     let observer = audit.clone();
@@ -70,6 +71,9 @@ pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Op
         }),
     )
     .await?;
+    let StoreIdentity { cluster, manager, member } = replica.identity().clone();
+    let noted = replica.read(|state| state.audit_heads(member).last().map_or(0, |head| head.seq));
+    audit.begin(Writer { cluster, manager, member }, noted);
     match enter(config, address, joined, &replica).await {
         Ok((own, keyring, tls)) => {
             let replica = replica.with_peers(peers, own.cluster, tls.clone());

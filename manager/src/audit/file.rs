@@ -1,54 +1,62 @@
-//! The audit's files: appended to, never rewritten, a new one when the last is large. Invariant: each line is whole; a
-//! line that was cut short stays alone on its line.
+//! The audit's files: appended to, never rewritten, a new one when the last is large. Invariant: each line that is there
+//! is whole and in the chain; a piece of a line that a crash left stays, and the next line vouches for its bytes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// A file larger than this is followed by a new one.
-const FILE_BYTES: u64 = 64 << 20;
+use super::Writer;
+use super::chain::{Chained, Head};
+use super::line;
 
 #[derive(Debug)]
 pub(super) struct AuditFile {
     folder: PathBuf,
     number: u32,
-    file: File,
-    bytes: u64,
-    /// Whether the last write left a part of a line.
+    file: Arc<File>,
+    /// A file that is at least this long is followed by a new one.
+    limit: u64,
+    /// Up to here the file ends in a line of the chain.
+    whole: u64,
+    /// Whether there may be something after that.
     torn: bool,
-    unsynced: bool,
+    /// The last line.
+    head: Head,
     #[cfg(test)]
     refusing: bool,
 }
 
 impl AuditFile {
     /// The newest file, or the first one, and the last log index that the files have.
-    pub(super) fn open(folder: &Path) -> io::Result<(Self, u64)> {
+    pub(super) fn open(folder: &Path, limit: u64) -> io::Result<(Self, u64)> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let numbers = numbers(folder)?;
-        let mut last = None;
-        for number in numbers.iter().rev() {
-            last = last_index(&path(folder, *number))?;
-            if last.is_some() {
+        let files = files(folder)?;
+        let (mut newest, mut head, mut index) = (None, None, None);
+        for (_, path) in files.iter().rev() {
+            let found = Ends::of(path)?;
+            (head, index) = (head.or(found.head), index.or(found.index));
+            newest.get_or_insert(found.whole);
+            if head.is_some() && index.is_some() {
                 break;
             }
         }
-        let number = numbers.last().copied().unwrap_or(1);
-        let file = append_to(&path(folder, number))?;
-        let bytes = file.metadata()?.len();
-        let torn = bytes > 0 && !ends_with_newline(&path(folder, number))?;
+        let number = files.last().map_or(1, |(number, _)| *number);
+        let file = append_to(folder, number)?;
+        let whole = newest.unwrap_or(0);
         let opened = Self {
             folder: folder.to_owned(),
             number,
-            file,
-            bytes,
-            torn,
-            unsynced: false,
+            torn: file.metadata()?.len() > whole,
+            file: Arc::new(file),
+            limit,
+            whole,
+            head: head.unwrap_or_default(),
             #[cfg(test)]
             refusing: false,
         };
-        Ok((opened, last.unwrap_or(0)))
+        Ok((opened, index.unwrap_or(0)))
     }
 
     /// The file that is written now.
@@ -56,48 +64,74 @@ impl AuditFile {
         path(&self.folder, self.number).display().to_string()
     }
 
-    /// Appends a line with one write.
-    pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+    /// The last line, and the file that it is in; all files before that are on the disk.
+    pub(super) fn end(&self) -> (Head, Arc<File>) {
+        (self.head, self.file.clone())
+    }
+
+    /// Takes the numbers up to this one for lines that are gone.
+    pub(super) fn skip_to(&mut self, seq: u64) {
+        self.head.seq = self.head.seq.max(seq);
+    }
+
+    /// Appends a record with one write, and gives its line; where it is due, lines about the file itself come first.
+    pub(super) fn append(&mut self, writer: &Writer, record: &str) -> io::Result<String> {
         #[cfg(test)]
         if self.refusing {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        if self.bytes >= FILE_BYTES {
+        if self.whole >= self.limit && !self.torn {
             self.next_file()?;
         }
-        let start = if self.torn { "\n" } else { "" };
-        let text = format!("{start}{line}\n");
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            match self.file.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    rest = rest.get(written..).unwrap_or_default();
-                    self.bytes += written as u64;
-                    self.torn = !rest.is_empty();
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let piece = self.piece()?;
+        let mut records = Vec::new();
+        if self.whole == 0 {
+            records.push(line::file(self.number, writer, &self.head));
         }
-        self.unsynced = true;
-        Ok(())
+        if !piece.is_empty() {
+            records.push(line::unchained(&piece));
+        }
+        records.push(record.to_owned());
+        let start = if piece.is_empty() { "" } else { "\n" };
+        let (mut text, mut head, mut last) = (start.to_owned(), self.head, String::new());
+        for record in &records {
+            (last, head) = head.extend(record);
+            text.push_str(&last);
+            text.push('\n');
+        }
+        let before = self.file.metadata()?.len();
+        if let Err(error) = (&*self.file).write_all(text.as_bytes()) {
+            // A piece that cannot be cut off again is vouched for by the next line.
+            self.torn = self.file.set_len(before).is_err() || self.torn;
+            return Err(error);
+        }
+        (self.head, self.torn) = (head, false);
+        self.whole = before + text.len() as u64;
+        Ok(last)
     }
 
-    /// Asks the disk to keep the lines; a failure shows at the next write.
-    pub(super) fn sync(&mut self) {
-        if std::mem::take(&mut self.unsynced)
-            && let Err(error) = self.file.sync_data()
-        {
-            tracing::error!(%error, file = self.name(), "cannot sync the audit");
+    /// What is after the last line, with the line break that ends it.
+    fn piece(&self) -> io::Result<Vec<u8>> {
+        let mut piece = Vec::new();
+        if self.torn {
+            let length = self.file.metadata()?.len().saturating_sub(self.whole);
+            piece.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
+            self.file.read_exact_at(&mut piece, self.whole)?;
+            if !piece.is_empty() {
+                piece.push(b'\n');
+            }
         }
+        Ok(piece)
     }
 
     fn next_file(&mut self) -> io::Result<()> {
-        self.sync();
-        let file = append_to(&path(&self.folder, self.number + 1))?;
+        self.file.sync_data()?;
+        let file = append_to(&self.folder, self.number + 1)?;
+        File::open(&self.folder)?.sync_all()?;
         self.number += 1;
-        (self.file, self.bytes, self.torn) = (file, 0, false);
+        // It is there already if a write to it failed, or the folder could not be synced.
+        self.torn = file.metadata()?.len() > 0;
+        (self.file, self.whole) = (Arc::new(file), 0);
         Ok(())
     }
 
@@ -107,52 +141,61 @@ impl AuditFile {
     }
 }
 
-fn path(folder: &Path, number: u32) -> PathBuf {
-    folder.join(format!("audit-{number:06}.jsonl"))
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
-}
-
-fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
-    let mut numbers = Vec::new();
+/// The audit's files in a folder, by number, oldest first.
+///
+/// # Errors
+/// The folder can't be read.
+pub fn files(folder: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let number: Option<u32> = name
+        let entry = entry?;
+        let number: Option<u32> = entry
+            .file_name()
             .to_str()
             .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".jsonl"))
             .and_then(|number| number.parse().ok());
-        numbers.extend(number);
+        files.extend(number.map(|number| (number, entry.path())));
     }
-    numbers.sort_unstable();
-    Ok(numbers)
+    files.sort_unstable();
+    Ok(files)
 }
 
-/// The index of the last whole line of a change.
-fn last_index(path: &Path) -> io::Result<Option<u64>> {
-    let mut reader = BufReader::new(File::open(path)?);
-    let (mut line, mut last) = (Vec::new(), None);
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        let whole = line.ends_with(b"\n");
-        let rest = line.strip_prefix(super::line::CHANGE_START.as_bytes());
-        let digits: Vec<u8> = rest
-            .filter(|_| whole)
-            .unwrap_or_default()
-            .iter()
-            .copied()
-            .take_while(u8::is_ascii_digit)
-            .collect();
-        last = String::from_utf8_lossy(&digits).parse().ok().or(last);
-        line.clear();
-    }
-    Ok(last)
+pub(super) fn file_name(number: u32) -> String {
+    format!("audit-{number:06}.jsonl")
 }
 
-fn ends_with_newline(path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::FileExt;
-    let file = File::open(path)?;
-    let mut last = [0];
-    file.read_exact_at(&mut last, file.metadata()?.len().saturating_sub(1))?;
-    Ok(last == *b"\n")
+fn path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(file_name(number))
+}
+
+fn append_to(folder: &Path, number: u32) -> io::Result<File> {
+    let path = path(folder, number);
+    OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path)
+}
+
+/// Where a file's lines end.
+#[derive(Default)]
+struct Ends {
+    /// The last line of the chain.
+    head: Option<Head>,
+    /// How long the file is up to its end.
+    whole: u64,
+    /// The log index of the last change.
+    index: Option<u64>,
+}
+
+impl Ends {
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+        let (mut line, mut ends, mut length) = (Vec::new(), Self::default(), 0);
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            length += line.len() as u64;
+            if let Some(chained) = line.strip_suffix(b"\n").and_then(Chained::parse) {
+                (ends.head, ends.whole) = (Some(chained.head), length);
+                ends.index = line::index(chained.body).or(ends.index);
+            }
+            line.clear();
+        }
+        Ok(ends)
+    }
 }

@@ -1,14 +1,18 @@
-//! The text of the audit's lines. Invariant: a change's line begins with its index, which a restart looks for.
+//! The records of the audit's lines, as JSON, before the chain adds their number and hash. Invariant: a change's record
+//! begins with its index, which a restart looks for.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use keyhole_domain::Timestamp;
 use keyhole_state::{Actor, AuditRecord};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::Writer;
+use super::chain::{Head, hex, unhex};
 use crate::clock;
 
-pub(super) const CHANGE_START: &str = "{\"index\":";
+const CHANGE_START: &str = "{\"index\":";
 
 #[derive(Serialize)]
 struct Change<'a> {
@@ -41,6 +45,48 @@ struct Refused<'a> {
 struct Lost {
     lost: u64,
     at: String,
+}
+
+/// What the first line of a file says.
+#[derive(Serialize, Deserialize)]
+pub(super) struct FileStart {
+    pub(super) number: u32,
+    at: String,
+    pub(super) cluster: String,
+    pub(super) manager: String,
+    pub(super) member: u64,
+    /// The hash of the line before, in the file before.
+    follows: String,
+}
+
+impl FileStart {
+    pub(super) fn follows(&self) -> Option<[u8; 32]> {
+        unhex(self.follows.as_bytes())
+    }
+}
+
+/// Bytes before this line that are no line of the chain: a piece that a crash left.
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+pub(super) struct Unchained {
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
+}
+
+/// Lines that the cluster was told of, and that were not there any more when the manager started.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Missing {
+    from: u64,
+    to: u64,
+    at: String,
+}
+
+/// What a line says of the audit itself; of other lines nothing.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OfItself {
+    File(FileStart),
+    Unchained(Unchained),
+    Missing(Missing),
 }
 
 #[derive(Serialize)]
@@ -94,4 +140,53 @@ pub(super) fn refusal(actor: &Actor, action: &str, why: &str, suppressed: u64) -
 
 pub(super) fn lost(lines: u64) -> String {
     json(&Lost { lost: lines, at: time(clock::now()) })
+}
+
+pub(super) fn file(number: u32, writer: &Writer, before: &Head) -> String {
+    json(&OfItself::File(FileStart {
+        number,
+        at: time(clock::now()),
+        cluster: writer.cluster.clone(),
+        manager: writer.manager.clone(),
+        member: writer.member,
+        follows: hex(&before.hash),
+    }))
+}
+
+pub(super) fn unchained(bytes: &[u8]) -> String {
+    json(&OfItself::Unchained(Unchained::new(bytes.len() as u64, Sha256::new_with_prefix(bytes))))
+}
+
+pub(super) fn missing(from: u64, to: u64) -> String {
+    json(&OfItself::Missing(Missing { from, to, at: time(clock::now()) }))
+}
+
+impl Unchained {
+    pub(super) fn new(bytes: u64, hash: Sha256) -> Self {
+        Self { bytes, sha256: hex(&hash.finalize().into()) }
+    }
+}
+
+impl OfItself {
+    /// Of a line without its hash.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        /// Whatever else is in the line.
+        #[derive(Deserialize)]
+        struct Line {
+            #[serde(flatten)]
+            of: OfItself,
+        }
+        let known = ["{\"file\":", "{\"unchained\":", "{\"missing\":"];
+        if !known.iter().any(|start| body.starts_with(start.as_bytes())) {
+            return None;
+        }
+        serde_json::from_slice::<Line>(&[body, b"}"].concat()).ok().map(|line| line.of)
+    }
+}
+
+/// The log index of a change's line; of other lines nothing.
+pub(super) fn index(line: &[u8]) -> Option<u64> {
+    let rest = line.strip_prefix(CHANGE_START.as_bytes())?;
+    let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+    std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()
 }

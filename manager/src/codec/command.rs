@@ -8,8 +8,8 @@ use keyhole_state::{
 };
 
 use super::{
-    DecodeError, Result, availability_in, availability_out, constraints_in, key_in, key_out,
-    labels_in, labels_out, member_in, member_keys_in, member_keys_out, member_out,
+    DecodeError, Result, array32, availability_in, availability_out, constraints_in, key_in,
+    key_out, labels_in, labels_out, member_in, member_keys_in, member_keys_out, member_out,
     optional_version, parse, request_in, request_out, required, token_in, token_out,
     unconstrained_in, unconstrained_out, value_in, value_out, version, version_number,
 };
@@ -146,6 +146,11 @@ fn command_out(command: &Command) -> out::Command {
             token: Some(token_out(token)),
         }),
         Command::ChangeCluster(change) => Out::ChangeCluster(cluster_change_out(change)),
+        Command::NoteAuditHead { member, seq, hash } => Out::NoteAuditHead(out::NoteAuditHead {
+            member: *member,
+            seq: *seq,
+            hash: hash.to_vec().into(),
+        }),
     }
 }
 
@@ -303,6 +308,11 @@ fn command_in(command: out::Command) -> Result<Command> {
             token: token_in(required("token", rotate.token)?)?,
         },
         In::ChangeCluster(change) => Command::ChangeCluster(cluster_change_in(change)),
+        In::NoteAuditHead(note) => Command::NoteAuditHead {
+            member: note.member,
+            seq: note.seq,
+            hash: array32("hash", &note.hash)?,
+        },
     })
 }
 
@@ -504,6 +514,7 @@ mod tests {
                 }],
             },
             Command::RemoveMember { id: 2 },
+            Command::NoteAuditHead { member: 1, seq: 7, hash: [11; 32] },
         ]
     }
 

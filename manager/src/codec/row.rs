@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use keyhole_domain::Timestamp;
 use keyhole_proto::v1;
-use keyhole_state::{Cluster, Node, Row, Secret, SecretVersion, Service, Task, TaskEnd, Versions};
+use keyhole_state::{
+    AuditHead, Cluster, Node, Row, Secret, SecretVersion, Service, Task, TaskEnd, Versions,
+};
 use prost::Message;
 
 use super::{
-    DecodeError, Result, availability_in, availability_out, key_in, key_out, keyring_in, labels_in,
-    labels_out, member_in, member_out, parse, required, spec_in, spec_out, times, token_in,
-    token_out, unconstrained_in, unconstrained_out, value_in, value_out, version,
+    DecodeError, Result, array32, audit_head_out, availability_in, availability_out, key_in,
+    key_out, keyring_in, labels_in, labels_out, member_in, member_out, parse, required, spec_in,
+    spec_out, times, token_in, token_out, unconstrained_in, unconstrained_out, value_in, value_out,
+    version,
 };
 
 /// A row as the store's and a snapshot's record.
@@ -79,7 +82,24 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         next_grant: cluster.next_grant,
         next_member: cluster.next_member,
         rekey: cluster.rekey,
+        audit_heads: cluster
+            .audit_heads
+            .iter()
+            .map(|(id, heads)| (*id, heads_out(heads)))
+            .collect(),
     }
+}
+
+fn heads_out(heads: &[AuditHead]) -> v1::AuditHeads {
+    v1::AuditHeads { heads: heads.iter().map(audit_head_out).collect() }
+}
+
+fn heads_in(row: v1::AuditHeads) -> Result<Vec<AuditHead>> {
+    let head = |head: v1::AuditHead| {
+        let hash = array32("audit_head.hash", &head.hash)?;
+        Ok(AuditHead { seq: head.seq, hash, at: Timestamp(head.at) })
+    };
+    row.heads.into_iter().map(head).collect()
 }
 
 fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
@@ -99,6 +119,11 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
         next_grant: row.next_grant,
         next_member: row.next_member,
         rekey: row.rekey,
+        audit_heads: row
+            .audit_heads
+            .into_iter()
+            .map(|(id, heads)| Ok((id, heads_in(heads)?)))
+            .collect::<Result<_>>()?,
     })
 }
 

@@ -8,7 +8,7 @@ use keyhole_state::{
 };
 use tonic::Status;
 
-use super::managers;
+use super::{audits, managers};
 use crate::authz::{Action, Authorized, act};
 use crate::ca;
 use crate::codec::unconstrained_out;
@@ -154,6 +154,7 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         connected: 0,
         managers: Vec::new(),
         under_old_keys: state.values_under_old_keys(),
+        audits: audits::newest(state),
         health: String::new(),
         epoch: cluster.epoch,
         refused: shell.audit.refusals(),

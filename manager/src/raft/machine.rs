@@ -194,7 +194,9 @@ impl StateMachine {
             let names = state.audit_objects(&envelope.command);
             (names, state.apply(id.index, envelope))
         });
-        (self.live.inner.observer)(&audit(id.index, envelope, names, &result));
+        if let Some(record) = audit(id.index, envelope, names, &result) {
+            (self.live.inner.observer)(&record);
+        }
         result
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use keyhole_domain::{NodeId, SecretId, ServiceId, Version};
 
-use crate::{Command, Envelope, Rejected, RowKey, State};
+use crate::{AuditHead, Command, Envelope, Rejected, RowKey, State};
 
 /// What a command did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +85,9 @@ impl State {
             Command::RemoveMember { id } => self.remove_member(*id),
             Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
+            Command::NoteAuditHead { member, seq, hash } => {
+                self.note_audit_head(*member, AuditHead { seq: *seq, hash: *hash, at })
+            }
         }
     }
 

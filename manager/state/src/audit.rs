@@ -22,24 +22,25 @@ pub struct AuditRecord {
 }
 
 /// The record of a command. `before` and `after` are the state around it: a removed object still has its name before.
+/// What a manager says of its audit has none: its line would have to be told again, for ever.
 pub fn audit(
     index: u64,
     envelope: &Envelope,
     names: Vec<String>,
     result: &Result<Applied, Rejected>,
-) -> AuditRecord {
-    AuditRecord {
+) -> Option<AuditRecord> {
+    Some(AuditRecord {
         index,
         at: envelope.at,
         actor: envelope.actor.clone(),
-        action: action(&envelope.command),
+        action: action(&envelope.command)?,
         objects: names,
         refused: result.as_ref().err().map(ToString::to_string),
-    }
+    })
 }
 
-fn action(command: &Command) -> &'static str {
-    match command {
+fn action(command: &Command) -> Option<&'static str> {
+    Some(match command {
         Command::Init(_) => "cluster.init",
         Command::CreateSecret { .. } => "secret.create",
         Command::SetSecretLabels { .. } => "secret.update",
@@ -64,7 +65,8 @@ fn action(command: &Command) -> &'static str {
         Command::RemoveMember { .. } => "manager.rm",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
-    }
+        Command::NoteAuditHead { .. } => return None,
+    })
 }
 
 impl State {
@@ -107,7 +109,7 @@ impl State {
             Command::RotateKeyring(new) => vec![format!("epoch {}", new.epoch)],
             Command::Reseal { items } => vec![format!("{} values", items.len())],
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
-            Command::ChangeCluster(_) => Vec::new(),
+            Command::ChangeCluster(_) | Command::NoteAuditHead { .. } => Vec::new(),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fmt;
 
 use keyhole_domain::{ClusterId, Timestamp};
 
-use crate::{ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, apply::Change};
+use crate::{
+    AuditHead, ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, apply::Change,
+};
 
 /// A key sealed to one member's own HPKE key.
 #[derive(Clone, PartialEq, Eq)]
@@ -99,6 +101,8 @@ pub struct Cluster {
     pub next_member: u64,
     /// Whether somebody knows the keys who shall not any more: a new one is due.
     pub rekey: bool,
+    /// How far each member's audit goes, oldest first; see [`State::audit_heads`].
+    pub audit_heads: BTreeMap<u64, Vec<AuditHead>>,
 }
 
 impl State {
@@ -122,6 +126,7 @@ impl State {
             next_grant: 1,
             next_member: init.member.id + 1,
             rekey: false,
+            audit_heads: BTreeMap::new(),
         });
         let key = RowKey::Member(init.member.id);
         self.members.insert(init.member.id, init.member.clone());

@@ -181,4 +181,6 @@ pub enum Command {
     RotateToken { role: TokenRole, token: TokenRecord },
     /// Changes a setting of the cluster.
     ChangeCluster(ClusterChange),
+    /// A manager says how far its own audit goes: the last line's number and hash.
+    NoteAuditHead { member: u64, seq: u64, hash: [u8; 32] },
 }

@@ -18,6 +18,7 @@ impl State {
                 {
                     Ok(())
                 }
+                Command::NoteAuditHead { member, .. } if *member == from => Ok(()),
                 _ => refuse("what a manager does not do by itself"),
             },
             Actor::Node(id) => match command {
@@ -42,7 +43,8 @@ impl State {
                 | Command::SyncTasks { .. }
                 | Command::JoinNode { .. }
                 | Command::AddMember { .. }
-                | Command::Reseal { .. } => refuse("what an operator does not do"),
+                | Command::Reseal { .. }
+                | Command::NoteAuditHead { .. } => refuse("what an operator does not do"),
                 _ => Ok(()),
             },
             Actor::Operator(_) => refuse("by an operator who is not known"),

@@ -14,7 +14,18 @@ impl State {
         self.versions_are_kept()?;
         self.grants_resolve()?;
         self.tasks_belong()?;
-        self.members_hold_the_keys()
+        self.members_hold_the_keys()?;
+        self.audit_heads_rise()
+    }
+
+    fn audit_heads_rise(&self) -> Result<(), String> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        for (member, heads) in &cluster.audit_heads {
+            if !self.members.contains_key(member) || !heads.is_sorted_by(|a, b| a.seq < b.seq) {
+                return Err(format!("the audit heads of member {member}: {heads:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn members_hold_the_keys(&self) -> Result<(), String> {

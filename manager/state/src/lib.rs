@@ -7,6 +7,7 @@
 mod apply;
 mod assignment;
 mod audit;
+mod audit_head;
 mod cluster;
 mod command;
 mod forward;
@@ -26,6 +27,7 @@ mod versions;
 pub use apply::{Applied, Outcome};
 pub use assignment::Standing;
 pub use audit::{AuditRecord, audit};
+pub use audit_head::AuditHead;
 pub use cluster::{Cluster, KeySeal, SealedKey, TokenRecord, TokenRole, Unconstrained};
 pub use command::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,

@@ -135,7 +135,9 @@ impl State {
         if self.members.remove(&id).is_none() {
             return Err(Rejected::NoMember { id });
         }
-        self.cluster_mut()?.unseal_for(id);
+        let cluster = self.cluster_mut()?;
+        cluster.unseal_for(id);
+        cluster.audit_heads.remove(&id);
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
     }
 

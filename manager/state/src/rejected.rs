@@ -89,6 +89,11 @@ pub enum Rejected {
     KeyringRaced { given: u32, current: u32 },
     #[error("manager {from} passed on {why}")]
     NotForwarded { from: u64, why: &'static str },
+    #[error(
+        "manager {member} says that its audit ends at line {seq}, and it was at line {noted} already: its files were \
+         cut, or put back; look with 'keyhole audit verify' there"
+    )]
+    AuditWentBack { member: u64, seq: u64, noted: u64 },
     #[error("the cluster's keys changed while they were sealed for member {id}; try again")]
     KeysRaced { id: u64 },
     #[error("node {node} is no member of this cluster (any more); join it again")]
@@ -121,6 +126,7 @@ impl Rejected {
             | Self::QuorumLost { .. }
             | Self::QuotaBelowUse { .. }
             | Self::NotForwarded { .. }
+            | Self::AuditWentBack { .. }
             | Self::NotYourTask { .. } => Kind::FailedPrecondition,
             Self::VersionRaced { .. }
             | Self::OutOfSequence { .. }

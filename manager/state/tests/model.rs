@@ -143,6 +143,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => (1..6u64).prop_map(|id| Command::DemoteMember { id }),
         1 => (1..6u64).prop_map(|id| Command::RemoveMember { id }),
+        1 => (1..6u64, 1..60u64).prop_map(|(member, seq)| Command::NoteAuditHead { member, seq, hash: [1; 32] }),
         1 => any::<bool>().prop_map(|deny| Command::ChangeCluster(ClusterChange {
             unconstrained: Some(if deny { Unconstrained::Deny } else { Unconstrained::Allow }),
             ..ClusterChange::default()

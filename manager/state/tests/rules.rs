@@ -519,6 +519,7 @@ fn a_manager_passes_on_only_what_its_caller_may() {
         (Actor::Node(node), sync(node)),
         (joiner(), join()),
         (Actor::Manager(2), address(2)),
+        (Actor::Manager(2), head(2)),
     ] {
         assert!(admitted(actor.clone(), command.clone()), "{actor:?} {command:?}");
     }
@@ -531,6 +532,8 @@ fn a_manager_passes_on_only_what_its_caller_may() {
         (joiner(), remove()),
         (Actor::Manager(1), address(1)),
         (Actor::Manager(2), address(1)),
+        (Actor::Manager(2), head(1)),
+        (Actor::Local { uid: 0, gid: 0, pid: 1 }, head(2)),
         (Actor::Manager(2), remove()),
         (Actor::Operator(node), remove()),
     ] {
@@ -597,4 +600,36 @@ fn who_loses_the_keys_makes_new_ones_due() {
     cluster.manager(3, &[2]).unwrap();
     cluster.run(Command::RemoveMember { id: 3 }).unwrap();
     assert!(due(&cluster));
+}
+
+fn head(member: u64) -> Command {
+    Command::NoteAuditHead { member, seq: 1, hash: [0; 32] }
+}
+
+/// Audit: what a manager told of its files never goes back, is no line itself, and old heads stay, the first for ever.
+#[test]
+fn heads_of_the_audit_rise_and_old_ones_are_thinned() {
+    let mut cluster = Cluster::new();
+    let note = |seq| Command::NoteAuditHead { member: 1, seq, hash: [seq as u8; 32] };
+    for seq in 1..=1000 {
+        cluster.run(note(seq)).unwrap();
+    }
+    let kept: Vec<_> = cluster.state.audit_heads(1).iter().map(|head| head.seq).collect();
+    assert!(kept.len() == 64 && kept.is_sorted(), "{kept:?}");
+    assert!((993..=1000).all(|seq| kept.contains(&seq)), "the newest are all there: {kept:?}");
+    assert!((0..10).all(|bit| kept.contains(&(1 << bit))), "some for ever: {kept:?}");
+    let gap = kept.windows(2).filter(|pair| pair[0] > 512).map(|pair| pair[1] - pair[0]).max();
+    assert!(gap < Some(100), "and old ones in between: {kept:?}");
+    for seq in [1000, 7] {
+        let refused = cluster.run(note(seq)).unwrap_err();
+        assert_eq!(refused, Rejected::AuditWentBack { member: 1, seq, noted: 1000 });
+    }
+    for seq in 1..=1000 {
+        cluster.run(note((1 << 60) + seq)).unwrap();
+    }
+    let kept = cluster.state.audit_heads(1);
+    assert!((0..10).all(|bit| kept.iter().any(|head| head.seq == 1 << bit)), "a flood: {kept:?}");
+    assert_eq!(cluster.run(head(2)).unwrap_err(), Rejected::NoMember { id: 2 });
+    let envelope = Envelope { at: Timestamp(1), actor: Actor::Manager(1), command: note(1001) };
+    assert_eq!(audit(1, &envelope, Vec::new(), &Err(Rejected::NotInitialised)), None);
 }

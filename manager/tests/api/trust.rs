@@ -56,6 +56,7 @@ async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), S
         update_cluster UpdateClusterRequest,
         rotate_keys RotateKeysRequest,
         join_token JoinTokenRequest,
+        audit_heads AuditHeadsRequest,
     );
     answers
 }

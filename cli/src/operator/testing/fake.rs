@@ -399,6 +399,10 @@ impl Operator for Fake {
         Ok(Response::new(TaskList { tasks: vec![task('v', "Running", "", false)] }))
     }
 
+    async fn audit_heads(&self, _: Request<AuditHeadsRequest>) -> Answer<AuditHeadsReply> {
+        Ok(Response::new(AuditHeadsReply::default()))
+    }
+
     async fn cluster_status(&self, _: Request<ClusterStatusRequest>) -> Answer<ClusterInfo> {
         Ok(Response::new(ClusterInfo {
             id: id('c'),
@@ -423,6 +427,11 @@ impl Operator for Fake {
             epoch: 1,
             under_old_keys: 0,
             refused: 3,
+            audits: vec![ManagerAudit {
+                member: 1,
+                id: id('m'),
+                heads: vec![AuditHead { seq: 44, hash: Default::default(), at: THEN }],
+            }],
         }))
     }
 

@@ -234,9 +234,11 @@ fn the_cluster_and_this_node_tell_how_they_are() {
         format!(
             "{{\"ID\":\"{}\",\"Health\":\"ok\",\"Incarnation\":1,\"CreatedAt\":\"2023-11-14T22:13:20.000000000Z\",\
              \"Managers\":[{{\"ID\":1,\"NodeID\":\"mmmmmmmmmmmmmmmmmmmmmmmmm\",\"Hostname\":\"manager-1\",\"Addr\":\
-             \"10.0.0.1:7070\",\"Leader\":true,\"Voter\":true,\"Reachable\":true,\"Behind\":0,\"Trouble\":\"\"}},{{\
+             \"10.0.0.1:7070\",\"Leader\":true,\"Voter\":true,\"Reachable\":true,\"Behind\":0,\"Trouble\":\"\",\
+             \"AuditLine\":44,\"AuditNotedAt\":\"2023-11-14T22:13:20.000000000Z\"}},{{\
              \"ID\":2,\"NodeID\":\"ppppppppppppppppppppppppp\",\"Hostname\":\"manager-2\",\"Addr\":\"10.0.0.2:7070\",\
-             \"Leader\":false,\"Voter\":false,\"Reachable\":true,\"Behind\":1700,\"Trouble\":\"it is catching up\"}}],\
+             \"Leader\":false,\"Voter\":false,\"Reachable\":true,\"Behind\":1700,\"Trouble\":\"it is catching up\",\
+             \"AuditLine\":0,\"AuditNotedAt\":\"\"}}],\
              \"Raft\":{{\"Term\":\
              1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
              \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
@@ -261,7 +263,8 @@ fn the_cluster_and_this_node_tell_how_they_are() {
          This manager's:  expires in 24 hours\n\
          CA:              expires in 19 years\n\
          Refused:         3 requests since this manager started\n\
-         Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind)\n \
+         Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind, \
+         audit noted to line 44 2 minutes ago)\n \
          - ppppppppppppppppppppppppp manager-2 at 10.0.0.2:7070 (member 2, learner, reachable, 1700 behind); it is \
          catching up\n"
     );
