@@ -10,6 +10,7 @@ impl State {
     pub fn admit_forwarded(&self, from: u64, envelope: &Envelope) -> Result<(), Rejected> {
         let refuse = |why| Err(Rejected::NotForwarded { from, why });
         let command = &envelope.command;
+        let votes = self.members.get(&from).is_some_and(|member| member.voter);
         match &envelope.actor {
             Actor::Manager(id) if *id != from => refuse("in the name of another manager"),
             Actor::Manager(_) => match command {
@@ -21,6 +22,8 @@ impl State {
                 Command::NoteAuditHead { member, .. } if *member == from => Ok(()),
                 _ => refuse("what a manager does not do by itself"),
             },
+            // It serves nobody, so it has no callers to speak for.
+            _ if !votes => refuse("a caller's command without having a vote"),
             Actor::Node(id) => match command {
                 Command::ClaimTask { node, .. }
                 | Command::EndTask { node, .. }

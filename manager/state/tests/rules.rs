@@ -539,6 +539,18 @@ fn a_manager_passes_on_only_what_its_caller_may() {
     ] {
         assert!(!admitted(actor.clone(), command.clone()), "{actor:?} {command:?}");
     }
+    // A demoted one speaks for itself only.
+    cluster.run(Command::DemoteMember { id: 2 }).unwrap();
+    let local = Actor::Local { uid: 0, gid: 0, pid: 1 };
+    for (actor, command, is) in [
+        (Actor::Manager(2), address(2), true),
+        (local, remove(), false),
+        (Actor::Node(node), sync(node), false),
+        (joiner(), join(), false),
+    ] {
+        let envelope = Envelope { at: Timestamp(1), actor, command };
+        assert_eq!(cluster.state.admit_forwarded(2, &envelope).is_ok(), is, "{envelope:?}");
+    }
 }
 
 fn new_key(epoch: u32, holders: &[u64]) -> Command {
