@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use keyhole_domain::{Assignment, Revision, TaskId, Timestamp, ValueKey};
-use keyhole_view::{Refusal, View};
+use keyhole_view::{Refusal, ShownValue, View};
 use tokio::sync::{oneshot, watch};
 
 pub use records::RecordError;
@@ -306,16 +306,13 @@ impl Core {
     /// All assigned values are kept, also those of a task that has just ended: the next change counts on them. It comes at
     /// once, for the managers are told of the end; and if they cannot be, [`CoreHandle::detach`] lets go of them.
     ///
-    /// A version's bytes never change within an incarnation: what is held already stays. In another
-    /// one the same names may mean other bytes, so nothing of the old one may be readable then.
+    /// A version's bytes never change within an incarnation: what is held already stays. In another one the same names may
+    /// mean other bytes: they are other values, in other files, and take the names in one step.
     fn assign(&mut self, change: Change) {
         let Change { assignment, mut values } = change;
-        if assignment.revision.incarnation == self.assignment.revision.incarnation {
-            values.retain(|(key, _)| !self.stage.values().contains(key));
-        } else {
-            self.assignment.tasks.clear();
-            self.show(Vec::new());
-        }
+        let incarnation = assignment.revision.incarnation;
+        let held = |key| self.stage.values().contains(&ShownValue { incarnation, key });
+        values.retain(|(key, _)| !held(*key));
         self.assignment = assignment;
         self.show(values);
     }
@@ -361,7 +358,9 @@ impl Core {
         let memory = self.stage.values().memory();
         let dropped = memory.take_dropped();
         let mut values: SavedValues = self.stage.values().places().into_iter().collect();
-        values.extend(arriving.iter().map(|(key, value)| (*key, value.place())));
+        let incarnation = self.assignment.revision.incarnation;
+        let named = |key| ShownValue { incarnation, key };
+        values.extend(arriving.iter().map(|(key, value)| (named(*key), value.place())));
         let state = SavedState {
             assignment: self.assignment.clone(),
             values,

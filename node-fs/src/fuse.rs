@@ -122,7 +122,7 @@ impl Secrets {
                     return Err(errno(denied));
                 }
             };
-            if !self.stage.values().contains(&file.value) {
+            if !self.stage.values().contains(&file.shown_value()) {
                 tracing::error!(secret = %file.value.secret, version = %file.value.version,
                     "a file is shown whose value is missing");
                 return Err(Errno::EIO);

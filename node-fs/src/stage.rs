@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use fuser::{INodeNo, Notifier};
 use keyhole_domain::{Assignment, TaskId, Timestamp, ValueKey};
-use keyhole_view::{Changes, FileState, GRACE, Ino, View};
+use keyhole_view::{Changes, FileState, GRACE, Ino, ShownValue, View};
 
 use crate::handles::Handles;
 use crate::values::{SealedInMemory, Values};
@@ -105,7 +105,8 @@ impl Stage {
     ) -> Changes {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, value) in values {
-            self.values.insert_sealed(key, value);
+            let incarnation = assignment.revision.incarnation;
+            self.values.insert_sealed(ShownValue { incarnation, key }, value);
         }
         let (next, mut changes) = self.view().next(assignment, live, now, |ino| self.is_kept(ino));
         self.start_grace(&changes.retired);
@@ -117,8 +118,10 @@ impl Stage {
         self.tell_kernel(&changes);
         // Assigned values stay although their task may not be live yet.
         let mut wanted = self.view().values();
-        wanted.extend(assignment.values());
-        self.values.retain(|key| wanted.contains(key));
+        let incarnation = assignment.revision.incarnation;
+        let assigned = assignment.values().into_iter();
+        wanted.extend(assigned.map(|key| ShownValue { incarnation, key }));
+        self.values.retain(|shown| wanted.contains(shown));
         changes
     }
 
@@ -131,7 +134,7 @@ impl Stage {
         self.tell_kernel(&changes);
         // Only what was shown: those of the next assignment may be coming in right now.
         let (shown, wanted) = (before.values(), self.view().values());
-        self.values.retain(|key| wanted.contains(key) || !shown.contains(key));
+        self.values.retain(|value| wanted.contains(value) || !shown.contains(value));
     }
 
     /// The view before, and what changed, if anything did.

@@ -16,6 +16,7 @@ use keyhole_domain::{MAX_SECRET_BYTES, ValueKey};
 use keyhole_secmem::{
     BouncePool, LockError, MappedKey, SecretBytes, SecretFd, SecretFdError, Slot,
 };
+use keyhole_view::ShownValue;
 use keyhole_wire::seal::Aad;
 
 use crate::value_memory::{Held, Place, ValueMemory};
@@ -80,7 +81,7 @@ pub struct Values {
     key: MappedKey,
     pool: BouncePool,
     memory: Arc<ValueMemory>,
-    sealed: RwLock<HashMap<ValueKey, SealedInMemory>>,
+    sealed: RwLock<HashMap<ShownValue, SealedInMemory>>,
 }
 
 /// One value, open. Wiped when dropped.
@@ -105,7 +106,7 @@ impl Values {
     pub fn open_in(
         key: &SecretFd,
         memory: File,
-        left: impl IntoIterator<Item = (ValueKey, Place)>,
+        left: impl IntoIterator<Item = (ShownValue, Place)>,
     ) -> Result<Self, ValuesError> {
         let (memory, held) = ValueMemory::open(memory, left)?;
         let sealed = held.into_iter().map(|(key, held)| (key, SealedInMemory(held))).collect();
@@ -118,26 +119,26 @@ impl Values {
     }
 
     /// Seals a value as it arrived and keeps it.
-    pub fn insert(&self, key: ValueKey, value: SecretBytes) -> Result<(), ValuesError> {
-        let sealed = self.seal(key, value)?;
-        self.insert_sealed(key, sealed);
+    pub fn insert(&self, shown: ShownValue, value: SecretBytes) -> Result<(), ValuesError> {
+        let sealed = self.seal(shown.key, value)?;
+        self.insert_sealed(shown, sealed);
         Ok(())
     }
 
     /// Keeps a value that was sealed before.
-    pub fn insert_sealed(&self, key: ValueKey, sealed: SealedInMemory) {
-        self.sealed.write().unwrap_or_else(PoisonError::into_inner).insert(key, sealed);
+    pub fn insert_sealed(&self, shown: ShownValue, sealed: SealedInMemory) {
+        self.sealed.write().unwrap_or_else(PoisonError::into_inner).insert(shown, sealed);
     }
 
     /// Whether the value is here.
-    pub fn contains(&self, key: &ValueKey) -> bool {
-        self.get(key).is_some()
+    pub fn contains(&self, shown: &ShownValue) -> bool {
+        self.get(shown).is_some()
     }
 
     /// Where every value is, for the state that outlives the worker.
-    pub fn places(&self) -> Vec<(ValueKey, Place)> {
+    pub fn places(&self) -> Vec<(ShownValue, Place)> {
         let all = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().map(|(key, sealed)| (*key, sealed.place())).collect()
+        all.iter().map(|(shown, sealed)| (*shown, sealed.place())).collect()
     }
 
     /// The memory that they are in.
@@ -146,14 +147,15 @@ impl Values {
     }
 
     /// Drops all values but the wanted ones.
-    pub fn retain(&self, wanted: impl Fn(&ValueKey) -> bool) {
+    pub fn retain(&self, wanted: impl Fn(&ShownValue) -> bool) {
         let mut all = self.sealed.write().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|key, _| wanted(key));
+        all.retain(|shown, _| wanted(shown));
     }
 
     /// Opens a value into a locked buffer; waits while all are in use.
-    pub fn open(&self, key: &ValueKey) -> Result<OpenValue, ValuesError> {
-        let sealed = self.get(key).ok_or(ValuesError::Missing { key: *key })?;
+    pub fn open(&self, shown: &ShownValue) -> Result<OpenValue, ValuesError> {
+        let key = &shown.key;
+        let sealed = self.get(shown).ok_or(ValuesError::Missing { key: *key })?;
         let not_authentic = || ValuesError::NotAuthentic { key: *key };
         let length = usize::try_from(sealed.place().length).unwrap_or(usize::MAX);
         let length = length.checked_sub(HEAD_LEN).ok_or_else(not_authentic)?;
@@ -192,8 +194,8 @@ impl Values {
         Ok(SealedInMemory(self.memory.keep(&[&nonce, &tag, value.as_slice()])?))
     }
 
-    fn get(&self, key: &ValueKey) -> Option<SealedInMemory> {
-        self.sealed.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    fn get(&self, shown: &ShownValue) -> Option<SealedInMemory> {
+        self.sealed.read().unwrap_or_else(PoisonError::into_inner).get(shown).cloned()
     }
 
     /// Made for each use: its round keys are wiped when dropped.
@@ -215,9 +217,10 @@ mod tests {
     use super::*;
     use crate::value_memory;
 
-    fn key(secret: u8, version: u64) -> ValueKey {
+    fn key(secret: u8, version: u64) -> ShownValue {
         let version = Version::new(version).unwrap();
-        ValueKey { secret: SecretId::from_entropy([secret; 16]), version }
+        let key = ValueKey { secret: SecretId::from_entropy([secret; 16]), version };
+        ShownValue { incarnation: 1, key }
     }
 
     fn secret(bytes: &[u8]) -> SecretBytes {
@@ -233,7 +236,7 @@ mod tests {
         }
 
         /// A worker that knows where these are.
-        fn worker(&self, left: Vec<(ValueKey, Place)>) -> Values {
+        fn worker(&self, left: Vec<(ShownValue, Place)>) -> Values {
             Values::open_in(&self.0, self.1.try_clone().unwrap(), left).unwrap()
         }
 

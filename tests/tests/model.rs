@@ -446,7 +446,7 @@ impl Machine {
 
     fn check_file(&mut self, owner: u8, ino: Ino, file: File) {
         let opened = self.view.open(Some(task(owner)), ino, 0, || None).unwrap();
-        let value = self.view.readable(ino).unwrap();
+        let value = self.view.readable(ino).unwrap().key;
         assert_eq!(value, opened.value);
         assert_eq!((value.secret, value.version.get()), (secret(file.secret), file.version));
         let attr = self.view.attr(ino).unwrap();
@@ -487,7 +487,7 @@ impl Machine {
             let sees = if here { books.sees(*by) } else { BTreeMap::new() };
             match self.view.readable(*ino) {
                 Ok(value) => {
-                    let bytes = (value.secret, value.version.get());
+                    let bytes = (value.key.secret, value.key.version.get());
                     assert_eq!(bytes, (secret(file.secret), file.version), "other bytes: {path}");
                     let entitled = sees.values().any(|now| now.secret == file.secret);
                     assert!(entitled, "{path} is readable after it was taken away");

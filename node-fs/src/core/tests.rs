@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use keyhole_domain::{AssignedGrant, AssignedTask, FileMode, GrantId, SecretId, Version};
 use keyhole_secmem::{SecretBytes, SecretFd};
 use keyhole_view::cgroup::CgroupId;
-use keyhole_view::{FileState, Ino, MountFacts};
+use keyhole_view::{FileState, Ino, MountFacts, ShownValue};
 
 use super::*;
 use crate::caller::IdentitySource;
@@ -67,6 +67,10 @@ fn task(n: u8) -> Task {
 fn key(version: u64) -> ValueKey {
     let version = Version::new(version).unwrap();
     ValueKey { secret: SecretId::from_entropy([9; 16]), version }
+}
+
+fn shown(version: u64) -> ShownValue {
+    ShownValue { incarnation: 1, key: key(version) }
 }
 
 fn at(incarnation: u64, index: u64) -> Revision {
@@ -150,7 +154,7 @@ fn the_values_of_an_ended_task_stay_only_as_long_as_a_change_may_build_on_them()
         } else {
             core.step(Event::Detached);
         }
-        assert!(!handle.stage().values().contains(&key(1)));
+        assert!(!handle.stage().values().contains(&shown(1)));
     }
 }
 
@@ -168,7 +172,7 @@ fn the_memory_of_values_that_are_gone_is_given_back_with_the_next_state() {
     assert!(kept() >= 50_000);
     core.step(Event::Ended(task(1).id, oneshot::channel().0));
     core.step(Event::Detached);
-    assert!(!handle.stage().values().contains(&key(20)));
+    assert!(!handle.stage().values().contains(&shown(20)));
     core.tidy();
     assert_eq!(kept(), 0);
     // A change that never came to be named by a state leaves nothing either.
@@ -263,7 +267,18 @@ fn another_incarnations_version_is_another_value() {
     let after = file(&handle, 1).unwrap();
     assert_ne!(before, after);
     assert_eq!(read(&handle, after).unwrap(), b"after!");
-    assert_eq!(read(&handle, before), None, "the old inode never shows the new bytes");
+    assert_eq!(
+        read(&handle, before).unwrap(),
+        b"before",
+        "the old inode never shows the new bytes"
+    );
+    let left = handle.stage().values().places();
+    assert_eq!(left.len(), 2, "both, while the old one is open");
+    // The next worker can tell them apart.
+    drop((core, handle));
+    let (_core, handle) = estate.worker();
+    assert_eq!(read(&handle, before).unwrap(), b"before");
+    assert_eq!(handle.stage().values().places().len(), 2);
 }
 
 #[tokio::test]
@@ -305,7 +320,7 @@ fn changes_that_wait_are_shown_as_one_and_overtake_nothing_else() {
     assign(at(1, 5), 3, b"three");
     step();
     assert_eq!(shown(), (at(1, 5), Some(b"three".to_vec())));
-    assert!(!handle.stage().values().contains(&key(1)), "it was never shown");
+    assert!(!handle.stage().values().contains(&self::shown(1)), "it was never shown");
     // What the same version means in another incarnation is not what it meant before.
     assign(at(1, 6), 4, b"four");
     assign(at(2, 1), 4, b"restored");

@@ -4,7 +4,7 @@ use keyhole_domain::{
     AssignedGrant, AssignedTask, GrantId, Revision, SecretId, TaskId, Timestamp, ValueKey, Version,
 };
 use keyhole_secmem::{SecretBytes, SecretFd};
-use keyhole_view::MountFacts;
+use keyhole_view::{MountFacts, ShownValue};
 
 use super::*;
 use crate::value_memory;
@@ -18,6 +18,10 @@ fn task() -> TaskId {
 fn key(version: u64) -> ValueKey {
     let version = Version::new(version).unwrap();
     ValueKey { secret: SecretId::from_entropy([2; 16]), version }
+}
+
+fn shown(version: u64) -> ShownValue {
+    ShownValue { incarnation: 1, key: key(version) }
 }
 
 fn assignment(version: u64) -> Assignment {
@@ -54,7 +58,7 @@ fn stage_with(grace: Duration) -> Arc<Stage> {
 
 fn insert(stage: &Stage, version: u64) {
     let value = SecretBytes::copy_from(&mut [version as u8]).unwrap();
-    stage.values().insert(key(version), value).unwrap();
+    stage.values().insert(shown(version), value).unwrap();
 }
 
 fn show(stage: &Stage, version: u64) -> Changes {
@@ -67,7 +71,7 @@ fn password(stage: &Stage) -> Ino {
 }
 
 fn kept(stage: &Stage) -> Vec<u64> {
-    (1..10).filter(|version| stage.values().contains(&key(*version))).collect()
+    (1..10).filter(|version| stage.values().contains(&shown(*version))).collect()
 }
 
 #[test]
@@ -79,7 +83,7 @@ fn an_open_version_is_kept_and_goes_with_its_last_handle() {
     stage.hold(first).unwrap();
     let changes = show(&stage, 2);
     assert_eq!(changes.retired, BTreeSet::from([first]));
-    assert_eq!(stage.view().readable(first), Ok(key(1)));
+    assert_eq!(stage.view().readable(first), Ok(shown(1)));
     stage.release(first, 1);
     stage.sweep();
     assert_eq!(kept(&stage), [1, 2]);
@@ -122,7 +126,7 @@ fn values_of_a_task_that_is_not_live_yet_stay() {
     stage.publish(&assignment(1), &BTreeSet::new(), NOW);
     assert_eq!(kept(&stage), [1]);
     stage.publish(&assignment(1), &BTreeSet::from([task()]), NOW);
-    assert_eq!(stage.view().readable(password(&stage)), Ok(key(1)));
+    assert_eq!(stage.view().readable(password(&stage)), Ok(shown(1)));
 }
 
 #[test]
@@ -155,7 +159,7 @@ fn a_replaced_version_can_be_opened_for_its_grace_and_then_goes() {
     let start = Instant::now();
     show(&stage, 2);
     // An open(2) that looked the name up before the rotation asks for it now.
-    let seen = stage.retired_for(first).is_some() && stage.view().readable(first) == Ok(key(1));
+    let seen = stage.retired_for(first).is_some() && stage.view().readable(first) == Ok(shown(1));
     assert!(seen || start.elapsed() > grace);
     while stage.view().readable(first).is_ok() || kept(&stage) != [2] {
         assert!(start.elapsed() < Duration::from_secs(10), "it goes by itself");

@@ -7,10 +7,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use keyhole_domain::{AssignedGrant, Assignment, TaskId, Timestamp, ValueKey};
+use keyhole_domain::{AssignedGrant, Assignment, TaskId, Timestamp};
 use keyhole_proto::v1;
 use keyhole_view::cgroup::CgroupId;
-use keyhole_view::{FileState, Ino, KeptSet, Record, ShownFile};
+use keyhole_view::{FileState, Ino, KeptSet, Record, ShownFile, ShownValue};
 use prost::Message;
 
 use crate::core::records::{self, RecordError};
@@ -18,7 +18,7 @@ use crate::registry::Task;
 use crate::value_memory::Place;
 
 /// Where each sealed value is.
-pub type SavedValues = BTreeMap<ValueKey, Place>;
+pub type SavedValues = BTreeMap<ShownValue, Place>;
 
 /// All that the next worker needs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,8 +59,8 @@ impl SavedState {
         for task in &assignment.tasks {
             add(v1::NodeState { tasks: vec![records::task_record(task)], ..empty() });
         }
-        for (key, place) in values {
-            add(v1::NodeState { values: vec![held_value(*key, *place)], ..empty() });
+        for (value, place) in values {
+            add(v1::NodeState { values: vec![held_value(*value, *place)], ..empty() });
         }
         for (file, state) in &record.files {
             add(v1::NodeState { files: vec![known_file(file, *state)], ..empty() });
@@ -72,9 +72,10 @@ impl SavedState {
     }
 }
 
-fn held_value(key: ValueKey, place: Place) -> v1::HeldValue {
+fn held_value(value: ShownValue, place: Place) -> v1::HeldValue {
+    let ShownValue { incarnation, key } = value;
     let Place { offset, length } = place;
-    v1::HeldValue { key: Some(records::value_ref(key)), offset, length }
+    v1::HeldValue { key: Some(records::value_ref(key)), incarnation, offset, length }
 }
 
 fn registered_task(task: &Task) -> v1::RegisteredTask {
@@ -122,16 +123,25 @@ impl TryFrom<v1::NodeState> for SavedState {
 
     fn try_from(state: v1::NodeState) -> Result<Self, RecordError> {
         let tasks = state.tasks.iter().map(records::task).collect::<Result<_, _>>()?;
+        let revision = records::revision(state.revision);
         let value = |held: v1::HeldValue| {
             let key = records::value_key(held.key.as_ref())?;
-            Ok((key, Place { offset: held.offset, length: held.length }))
+            // A worker of an earlier build has values of one incarnation only.
+            let incarnation = match held.incarnation {
+                0 => revision.incarnation,
+                named => named,
+            };
+            Ok((
+                ShownValue { incarnation, key },
+                Place { offset: held.offset, length: held.length },
+            ))
         };
         let set = |set: v1::KnownSet| {
             let files = set.files.into_iter().map(Ino).collect();
             Ok(KeptSet { task: records::parse("task id", &set.task)?, files })
         };
         Ok(Self {
-            assignment: Assignment { revision: records::revision(state.revision), tasks },
+            assignment: Assignment { revision, tasks },
             values: state.values.into_iter().map(value).collect::<Result<_, RecordError>>()?,
             registered: state.registered.into_iter().map(task).collect::<Result<_, _>>()?,
             record: Record {

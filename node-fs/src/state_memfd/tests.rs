@@ -8,7 +8,7 @@ use keyhole_domain::{
 use keyhole_domain::{SecretId, Timestamp, ValueKey, Version};
 use keyhole_secmem::SecretFd;
 use keyhole_view::cgroup::CgroupId;
-use keyhole_view::{MountFacts, View};
+use keyhole_view::{MountFacts, ShownValue, View};
 
 use super::*;
 use crate::registry::Task;
@@ -60,7 +60,10 @@ fn state(n: u8) -> SavedState {
     let mounted = Timestamp(77);
     let view = View::empty(MountFacts { mounted });
     let (view, _) = view.next(&assignment, &live, Timestamp(78), |_| false);
-    let value = |n: u8| (key(n), Place { offset: u64::from(n) << 40, length: n.into() });
+    let value = |n: u8| {
+        let shown = ShownValue { incarnation: n.into(), key: key(n) };
+        (shown, Place { offset: u64::from(n) << 40, length: n.into() })
+    };
     let registered = |n: u8| Task {
         id: task(n),
         service: "web".repeat(usize::from(n) * 350),

@@ -20,7 +20,7 @@ use keyhole_node_fs::stage::Stage;
 use keyhole_node_fs::values::Values;
 use keyhole_secmem::{SecretBytes, harden};
 use keyhole_view::cgroup::CgroupId;
-use keyhole_view::{MountFacts, View};
+use keyhole_view::{MountFacts, ShownValue, View};
 use serde::{Deserialize, Serialize};
 
 /// What the worker is to show: for each task (by its cgroup's id) the version of its secret.
@@ -97,7 +97,8 @@ fn publish(stage: &Stage, callers: &Callers, show: &Show) {
     for (cgroup, version) in &show.tasks {
         for grant in assigned(*cgroup, *version).grants.iter() {
             let bytes = SecretBytes::copy_from(&mut value(*cgroup, *version)).unwrap();
-            stage.values().insert(grant.value, bytes).unwrap();
+            let shown = ShownValue { incarnation: 1, key: grant.value };
+            stage.values().insert(shown, bytes).unwrap();
         }
     }
     callers.register(show.tasks.keys().map(|cgroup| (CgroupId(*cgroup), task(*cgroup))).collect());

@@ -38,6 +38,16 @@ pub struct ShownFile {
     pub shown: Timestamp,
 }
 
+/// Which bytes: a version of a secret, as one incarnation of the cluster counts it. After a restore the same number may
+/// mean other bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShownValue {
+    /// The incarnation that counted.
+    pub incarnation: u64,
+    /// The secret and its version.
+    pub key: ValueKey,
+}
+
 /// What became of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileState {
@@ -67,6 +77,19 @@ impl ShownFile {
             mode: grant.mode,
             shown,
         }
+    }
+
+    /// Which bytes it has, in all of the node's life.
+    pub fn shown_value(&self) -> ShownValue {
+        ShownValue { incarnation: self.incarnation, key: self.value }
+    }
+
+    /// Whether the two are of one grant. Within an incarnation its number says it; after a restore a number may be given
+    /// again, and only what is granted in the same way is the same.
+    pub(crate) fn is_of_one_grant(&self, other: &Self) -> bool {
+        (self.task, self.grant, self.value.secret, &self.target)
+            == (other.task, other.grant, other.value.secret, &other.target)
+            && (self.uid, self.gid, self.mode) == (other.uid, other.gid, other.mode)
     }
 
     pub(crate) fn key(&self) -> FileKey {

@@ -20,7 +20,7 @@ mod xattr;
 
 pub use attr::{Attr, BLOCK_BYTES, FOREVER, Kind, MountFacts, NAME_BYTES, StatFs};
 pub use denied::Denied;
-pub use file::{FileState, ShownFile};
+pub use file::{FileState, ShownFile, ShownValue};
 pub use ino::{GENERATION, Ino};
 pub use mutation::{Mutation, open_mutates};
 pub use tree::Refusal;

@@ -22,14 +22,14 @@ mod rules_test;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use keyhole_domain::{AssignedTask, Assignment, Revision, TaskId, Timestamp, ValueKey};
+use keyhole_domain::{AssignedTask, Assignment, Revision, TaskId, Timestamp};
 
 pub use answer::{Entry, GRACE, Listed, SET};
 pub use kept::{KeptSet, Record};
 
 use crate::ino::Numbering;
 use crate::tree::{FileSet, Tree};
-use crate::{FileState, Ino, MountFacts, Refusal, ShownFile};
+use crate::{FileState, Ino, MountFacts, Refusal, ShownFile, ShownValue};
 
 /// What every caller sees.
 #[derive(Debug, Clone)]
@@ -134,10 +134,10 @@ impl View {
     }
 
     /// Every value that a reader may still ask for: the shell keeps these and drops the others.
-    pub fn values(&self) -> BTreeSet<ValueKey> {
+    pub fn values(&self) -> BTreeSet<ShownValue> {
         self.all_files()
             .filter(|(_, state)| *state != FileState::Revoked)
-            .map(|(file, _)| file.value)
+            .map(|(file, _)| file.shown_value())
             .collect()
     }
 

@@ -2,6 +2,7 @@
 
 use keyhole_domain::{ClusterId, SecretId, Version};
 use keyhole_secmem::{SecretBytes, SecretFd};
+use keyhole_view::ShownValue;
 use keyhole_wire::seal::{Protocol, StreamSealer};
 
 use super::*;
@@ -100,10 +101,11 @@ impl Stream {
     }
 
     fn read(&self, change: Change, key: ValueKey) -> Vec<u8> {
+        let shown = |key| ShownValue { incarnation: 1, key };
         for (key, sealed) in change.values {
-            self.values.insert_sealed(key, sealed);
+            self.values.insert_sealed(shown(key), sealed);
         }
-        self.values.open(&key).unwrap().part(0, u32::MAX).to_vec()
+        self.values.open(&shown(key)).unwrap().part(0, u32::MAX).to_vec()
     }
 }
 

@@ -6,14 +6,15 @@
 
 use std::time::Duration;
 
-use keyhole_domain::{TaskId, ValueKey};
+use keyhole_domain::TaskId;
 
 use super::View;
 use crate::layout::{Directory, Node};
 use crate::tree::Tree;
 use crate::xattr;
 use crate::{
-    Attr, Denied, FileState, Ino, Kind, Mutation, ShownFile, StatFs, XattrAnswer, open_mutates,
+    Attr, Denied, FileState, Ino, Kind, Mutation, ShownFile, ShownValue, StatFs, XattrAnswer,
+    open_mutates,
 };
 
 /// The name, in the caller's root, of the set of all its files as they are now. Never listed.
@@ -119,10 +120,10 @@ impl View {
     /// READ: which bytes. It names no caller, for a buffered READ's may be gone already: the handle carries the right.
     ///
     /// A retired file: its old bytes, to the last. A revoked one: EKEYREVOKED. An unknown one: ESTALE.
-    pub fn readable(&self, ino: Ino) -> Result<ValueKey, Denied> {
+    pub fn readable(&self, ino: Ino) -> Result<ShownValue, Denied> {
         match self.file(ino) {
             Some((_, FileState::Revoked)) => Err(Denied::Revoked),
-            Some((file, _)) => Ok(file.value),
+            Some((file, _)) => Ok(file.shown_value()),
             None if self.is_dir(ino) => Err(Denied::IsADirectory),
             None => Err(Denied::Stale),
         }

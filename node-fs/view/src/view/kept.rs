@@ -153,10 +153,12 @@ impl FileSet {
 }
 
 impl Current {
-    /// Whether the task still has the grant, of this incarnation.
+    /// Whether the task still has the file's grant.
     fn still_grants(&self, file: &ShownFile) -> bool {
         self.trees.get(&file.task).is_some_and(|tree| {
-            tree.incarnation == file.incarnation && tree.grants.contains(&file.grant)
+            tree.grants.contains(&file.grant)
+                && (tree.incarnation == file.incarnation
+                    || tree.files.values().any(|now| now.is_of_one_grant(file)))
         })
     }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::fixture::{FACTS, assigned, assignment, grant, task};
 use super::{Changes, SET, View};
-use crate::{Denied, Ino, Kind};
+use crate::{Denied, Ino, Kind, ShownValue};
 
 const TASKS: u8 = 3;
 /// Targets by grant; 5 conflicts with 2 and 3, 6 with 1.
@@ -68,7 +68,7 @@ type Key = (TaskId, u64, GrantId, Version);
 struct Handle {
     ino: Ino,
     key: Key,
-    value: ValueKey,
+    value: ShownValue,
     revoked: bool,
 }
 
@@ -138,7 +138,7 @@ impl Oracle {
     }
 
     fn still_granted(&self, key: Key) -> bool {
-        self.keys(key.0).any(|now| (now.1, now.2) == (key.1, key.2))
+        self.keys(key.0).any(|now| now.2 == key.2)
     }
 
     /// Whether a file that was (not) revoked before is so now.
@@ -287,7 +287,8 @@ impl Node {
         let (path, (key, value)) = files.iter().nth(at % files.len()).unwrap();
         let ino = resolve(&self.view, task, Ino::ROOT, path).unwrap();
         assert_eq!(self.view.open(Some(task), ino, 0, || None).unwrap().value, *value);
-        self.handles.push(Handle { ino, key: *key, value: *value, revoked: false });
+        let value = ShownValue { incarnation: key.1, key: *value };
+        self.handles.push(Handle { ino, key: *key, value, revoked: false });
     }
 
     fn open_set(&mut self, task: TaskId) {
@@ -375,7 +376,7 @@ impl Node {
             let (key, value) = sees.unwrap()[&path];
             assert_eq!(*self.files.entry(ino).or_insert(key), key, "one inode, one file");
             assert_eq!(*self.inos.entry(key).or_insert(ino), ino, "one file, one inode");
-            assert_eq!(self.view.readable(ino), Ok(value));
+            assert_eq!(self.view.readable(ino), Ok(ShownValue { incarnation: key.1, key: value }));
         }
     }
 

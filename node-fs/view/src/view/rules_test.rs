@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keyhole_domain::{AssignedGrant, AssignedTask, GrantId, TaskId, Timestamp};
+use keyhole_domain::{AssignedGrant, AssignedTask, GrantId, TaskId, Timestamp, ValueKey};
 use sha2::Digest;
 
 use super::fixture::{FACTS, assigned, assignment, first, grant, task, then, version};
@@ -123,7 +123,7 @@ fn a_rotation_retires_the_inode_and_open_files_keep_it() {
     let (view, changes) = view.sweep(|ino| ino == pw).unwrap();
     assert!(changes.is_empty());
     assert_eq!(view.open(Some(task(1)), pw, 0, || None), Err(Denied::Stale));
-    assert_eq!(view.readable(pw).unwrap().version, version(1));
+    assert_eq!(view.readable(pw).unwrap().key.version, version(1));
     assert_eq!(view.attr(pw).unwrap().nlink, 0);
     assert_eq!(view.attr(pw).unwrap().ttl, Duration::ZERO);
     let new = look(&view, 1, Ino::ROOT, "pw").unwrap();
@@ -232,10 +232,37 @@ fn a_restored_cluster_shares_no_inode_with_the_one_before() {
     let old = first(tasks());
     let pw = look(&old, 1, Ino::ROOT, "pw").unwrap();
     let live = BTreeSet::from([task(1)]);
-    let (view, changes) = old.next(&assignment(2, tasks()), &live, Timestamp(9), |_| true);
-    assert_ne!(look(&view, 1, Ino::ROOT, "pw"), Ok(pw));
-    assert_eq!(view.readable(pw), Err(Denied::Revoked), "the number may mean other bytes now");
-    assert!(changes.revoked.contains(&pw));
+    let before = old.readable(pw).unwrap();
+    let (view, changes) = old.next(&assignment(2, tasks()), &live, Timestamp(9), |ino| ino == pw);
+    let now = look(&view, 1, Ino::ROOT, "pw").unwrap();
+    assert_ne!(now, pw);
+    assert_ne!(view.readable(now), Ok(before), "the number may mean other bytes now");
+    assert_eq!(view.readable(pw), Ok(before), "it is granted, and what is open stays");
+    assert!(changes.retired.contains(&pw) && changes.revoked.is_empty());
+}
+
+#[test]
+fn a_grant_whose_number_is_given_again_after_a_restore_is_another_one() {
+    let old = first(vec![assigned(1, vec![grant(1, "pw", 1)])]);
+    let pw = look(&old, 1, Ino::ROOT, "pw").unwrap();
+    let live = BTreeSet::from([task(1)]);
+    let one = || grant(1, "pw", 1);
+    let others = [
+        AssignedGrant {
+            value: ValueKey { secret: grant(2, "pw", 1).value.secret, ..one().value },
+            ..one()
+        },
+        AssignedGrant { target: "other".parse().unwrap(), ..one() },
+        AssignedGrant { uid: 0, ..one() },
+        AssignedGrant { gid: 0, ..one() },
+        AssignedGrant { mode: "0400".parse().unwrap(), ..one() },
+    ];
+    for other in others {
+        let restored = assignment(2, vec![assigned(1, vec![other.clone()])]);
+        let (view, changes) = old.next(&restored, &live, Timestamp(9), |_| true);
+        assert_eq!(view.readable(pw), Err(Denied::Revoked), "{other:?}");
+        assert!(changes.revoked.contains(&pw));
+    }
 }
 
 #[test]
