@@ -89,6 +89,12 @@ impl Console {
         }
     }
 
+    /// A question at a terminal, answered on the same line.
+    pub(crate) fn ask(&mut self, text: &str) {
+        let _ = self.err.write_all(text.as_bytes());
+        let _ = self.err.flush();
+    }
+
     /// A line for people at a terminal.
     pub(crate) fn hint(&mut self, text: &str) {
         if self.terminal {

@@ -74,6 +74,9 @@ pub(crate) struct RunManager {
     /// The file with the join token; needed once
     #[arg(long, value_name = "FILE", requires = "join")]
     pub(crate) token_file: Option<PathBuf>,
+    /// Make a cluster of this manager alone: only when most of the others are lost for good
+    #[arg(long, conflicts_with_all = ["init", "join"])]
+    pub(crate) force_new_cluster: bool,
     /// The key that wraps this manager's keys, a 0600 file; by default in the data folder
     #[arg(long, value_name = "FILE")]
     pub(crate) kek_file: Option<PathBuf>,
@@ -132,6 +135,7 @@ impl RunManager {
                 .join
                 .zip(self.token_file)
                 .map(|(address, token_file)| JoinManager { address, token_file }),
+            force_new_cluster: self.force_new_cluster,
             kek_file: self.kek_file,
             cert_expiry: self.cert_expiry.unwrap_or(defaults.cert_expiry),
             audit_file_bytes: self.audit_file_size.unwrap_or(defaults.audit_file_bytes),

@@ -3,6 +3,7 @@
 //! [`Manager`] is the connection; each noun has its module. Rules live in the manager: here is only what a
 //! command line adds, so that every client is refused alike.
 
+pub(crate) mod backup;
 pub(crate) mod cluster;
 pub(crate) mod labels;
 pub(crate) mod manager;

@@ -62,6 +62,8 @@ pub(crate) enum Operation {
     Create,
     /// `secret rotate`
     Rotate,
+    /// The passphrase of `cluster backup`
+    Backup,
 }
 
 impl Operation {
@@ -69,6 +71,7 @@ impl Operation {
         match self {
             Self::Create => "create",
             Self::Rotate => "rotate",
+            Self::Backup => "backup",
         }
     }
 }
@@ -106,7 +109,13 @@ impl Receiver {
     ) -> Result<v1::SealedInput, Failure> {
         let aad = Aad::new().text(operation.label()).text(name);
         let sealed = seal_one(&self.key, &self.info, &aad, value).map_err(|error| {
-            Failure::new(format!("secret {name}: cannot seal its value: {error}"))
+            let what = match operation {
+                Operation::Create | Operation::Rotate => {
+                    format!("secret {name}: cannot seal its value")
+                }
+                Operation::Backup => format!("cannot seal the {name}"),
+            };
+            Failure::new(format!("{what}: {error}"))
         })?;
         Ok(v1::SealedInput { enc: sealed.enc.into(), ciphertext: sealed.ciphertext.into() })
     }

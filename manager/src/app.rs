@@ -5,11 +5,14 @@
 
 mod config;
 mod error;
+mod force;
 mod init;
 mod join;
+mod restore;
 
 pub use config::{JoinManager, ManagerConfig};
 pub use error::StartError;
+pub use restore::{Restore, RestoreError, Restored, restore};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,7 +28,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::audit::{AuditLog, keep_noted};
 use crate::authz::Authorized;
-use crate::ca::{CaApi, keep_renewed};
+use crate::ca::{CaApi, keep_renewed, keep_roots};
 use crate::cut_off::watch_quorum;
 use crate::dispatch::DispatchApi;
 use crate::listen::{OperatorSocket, Services, bind_port};
@@ -102,6 +105,7 @@ impl Manager {
         let mut tasks = JoinSet::new();
         tasks.spawn(shell.clone().follow_changes());
         tasks.spawn(keep_renewed(shell.clone(), Authorized::of_member(shell.own.member)));
+        tasks.spawn(keep_roots(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(tend_audit(shell.audit.clone()));
         tasks.spawn(watch_quorum(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_keyring(shell.clone(), Authorized::of_member(shell.own.member)));

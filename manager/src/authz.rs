@@ -125,7 +125,8 @@ pub mod act {
             RemoveManager "manager.rm",
             TransferLeader "manager.transfer-leader",
             RotateKeys "cluster.rotate-keys",
-            JoinToken "cluster.join-token";
+            JoinToken "cluster.join-token",
+            Backup "cluster.backup";
         OperatorSubject, false:
             ClusterStatus "cluster.status",
             ListManagers "manager.ls",

@@ -6,10 +6,12 @@
 
 pub(crate) mod kept;
 mod own;
+mod roots;
 mod service;
 mod token;
 
 pub(crate) use own::{keep_renewed, own_identity};
+pub(crate) use roots::keep_roots;
 pub use service::CaApi;
 pub(crate) use token::{current_token, new_token};
 
@@ -20,7 +22,7 @@ use keyhole_wire::tls::Role;
 use keyhole_wire::tls::certificate::{
     CertificateError, backdated, ca_params, csr_public_key, leaf_params,
 };
-use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
+use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -87,6 +89,22 @@ pub fn new_root(cluster: &ClusterId) -> Result<(Vec<u8>, SecretBytes), CaError> 
     Ok((certificate.der().to_vec(), secret))
 }
 
+/// The name and key of the root that comes after `former`, signed by `former`'s key, until `until` (Unix seconds): by it
+/// those who trust only the former one believe what the new one signs.
+pub(crate) fn cross_sign(
+    cluster: &ClusterId,
+    new_key: &SecretBytes,
+    (former, former_key): (&[u8], &SecretBytes),
+    until: u64,
+) -> Result<Vec<u8>, CaError> {
+    let from = backdated(clock::unix_seconds());
+    let mut params = ca_params(cluster, from, until.min(expires_at(former)))?;
+    // It may be followed by others in its turn, each signed by the one before.
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let signed = params.signed_by(&key_pair(new_key)?, &issuer(former, former_key)?)?;
+    Ok(signed.der().to_vec())
+}
+
 /// When a certificate begins and ends to hold, in Unix seconds; zeros if it can't be read.
 pub(crate) fn validity(der: &[u8]) -> (u64, u64) {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
@@ -122,17 +140,20 @@ pub(crate) fn issue(
     let end = end.min(expires_at(&cluster.ca_certificate));
     let id = holder.id.to_string();
     let params = leaf_params(&cluster.id, holder.role, &id, backdated(now), end)?;
-    let issuer = open_issuer(cluster, own)?;
+    let key = own.open(&cluster.id, Purpose::Ca, &cluster.ca_key)?;
+    let issuer = issuer(&cluster.ca_certificate, &key)?;
     Ok(params.signed_by(&public_key, &issuer)?.der().to_vec())
 }
 
-fn open_issuer(
-    cluster: &Cluster,
-    own: &MemberKey,
+fn key_pair(key: &SecretBytes) -> Result<KeyPair, CaError> {
+    let der = PrivatePkcs8KeyDer::from(key.as_slice());
+    Ok(KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?)
+}
+
+fn issuer(
+    certificate: &[u8],
+    key: &SecretBytes,
 ) -> Result<Issuer<'static, impl SigningKey>, CaError> {
-    let opened = own.open(&cluster.id, Purpose::Ca, &cluster.ca_key)?;
-    let der = PrivatePkcs8KeyDer::from(opened.as_slice());
-    let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?;
-    let certificate = CertificateDer::from(cluster.ca_certificate.clone());
-    Ok(Issuer::from_ca_cert_der(&certificate, key)?)
+    let certificate = CertificateDer::from(certificate.to_vec());
+    Ok(Issuer::from_ca_cert_der(&certificate, key_pair(key)?)?)
 }

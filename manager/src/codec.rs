@@ -117,6 +117,22 @@ fn member_keys_out(keys: &state::MemberKeys) -> v1::MemberKeys {
     }
 }
 
+fn former_ca_in(former: v1::FormerCa) -> state::FormerCa {
+    state::FormerCa {
+        certificate: former.certificate.into(),
+        cross: former.cross.into(),
+        until: Timestamp(former.until),
+    }
+}
+
+fn former_ca_out(former: &state::FormerCa) -> v1::FormerCa {
+    v1::FormerCa {
+        certificate: former.certificate.clone().into(),
+        cross: former.cross.clone().into(),
+        until: former.until.0,
+    }
+}
+
 fn token_in(token: v1::TokenRecord) -> Result<state::TokenRecord> {
     Ok(state::TokenRecord {
         hash: array32("token.hash", &token.hash)?,

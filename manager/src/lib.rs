@@ -6,6 +6,7 @@
 pub mod app;
 pub mod audit;
 pub mod authz;
+pub mod backup;
 pub mod ca;
 mod clock;
 pub mod codec;

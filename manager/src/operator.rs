@@ -4,6 +4,7 @@
 //! all rules are the state's, all names are resolved by it.
 
 mod audits;
+mod backup;
 mod cluster;
 mod delivery;
 mod labels;
@@ -56,6 +57,16 @@ macro_rules! operator_api {
                 let by = self.0.authorize_latest::<act::WatchDelivery, _>(&request).await?;
                 let shell = self.0.clone();
                 delivery::watch(shell, by, request.into_inner()).map(Response::new)
+            }
+
+            type BackupStream = ReceiverStream<Result<v1::BackupPart, Status>>;
+
+            async fn backup(
+                &self,
+                request: Request<v1::BackupRequest>,
+            ) -> Result<Response<Self::BackupStream>, Status> {
+                let by = self.0.authorize_latest::<act::Backup, _>(&request).await?;
+                backup::start(self.0.clone(), by, request.into_inner()).await.map(Response::new)
             }
         }
     };

@@ -21,6 +21,8 @@ pub enum InputFor {
     Create,
     /// The next version of a secret.
     Rotate,
+    /// The passphrase of a backup.
+    Backup,
 }
 
 impl InputFor {
@@ -28,6 +30,7 @@ impl InputFor {
         match self {
             Self::Create => "create",
             Self::Rotate => "rotate",
+            Self::Backup => "backup",
         }
     }
 }

@@ -23,11 +23,12 @@ use crate::audit::AuditLog;
 use crate::authz::{Action, Authorized, Gate, act};
 use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
-    Change, Peer, Progress, ProposeError, RaftHandle, StateMachine, Status as RaftStatus,
-    TypeConfig,
+    Change, Peer, Progress, ProposeError, RaftHandle, SnapshotData, StateMachine,
+    Status as RaftStatus, TypeConfig,
 };
 use crate::seal::Keyring;
 use crate::sessions::Sessions;
+use crate::store::Position;
 use crate::{clock, status};
 
 /// How often a command is made anew when somebody else was faster.
@@ -278,6 +279,15 @@ impl Shell {
         within: Duration,
     ) -> bool {
         self.replica.wait_applied(index, within).await
+    }
+
+    /// The state's rows as of now, with the position that they stand for; nothing that was applied before is missing.
+    pub(crate) async fn rows(
+        &self,
+        _by: &Authorized<act::Backup>,
+    ) -> Result<(Position, SnapshotData), Status> {
+        let rows = self.replica.rows().await;
+        rows.map_err(|error| status::internal("cannot read the state", error))
     }
 
     /// The value key that new values are sealed under.

@@ -190,8 +190,13 @@ impl Cluster {
 
     /// Starts a manager that was stopped.
     pub fn resume(&mut self) {
+        self.resume_with(&[]);
+    }
+
+    /// The same with more arguments, for this start only.
+    pub fn resume_with(&mut self, args: &[&str]) {
         let mut command = manager_command(&self.on, &self.data, self.address, &self.socket);
-        command.args(&self.args).envs(self.env.iter().cloned());
+        command.args(args).args(&self.args).envs(self.env.iter().cloned());
         move_clock(&mut command, self.days);
         self.manager = Daemon::start(&self.ground, "manager", command);
         self.manager.wait_for_word("ready");

@@ -97,6 +97,27 @@ fn bash_completes_words_and_live_names() {
     assert_eq!(all("keyhole secret rotate tls=x db_p"), ["db_password="]);
 }
 
+/// Asked twice, and the answer is the passphrase; two that differ are refused.
+#[test]
+fn a_backups_passphrase_is_asked_for_at_a_terminal() {
+    let cluster = Cluster::start();
+    let file = cluster.ground().folder().join("b.age");
+    let host = format!("unix://{}", cluster.socket().display());
+    let keyhole = keyhole_binary();
+    let backup = format!("{} cluster backup {}", keyhole.display(), file.display());
+    let environment = [("KEYHOLE_HOST", host.as_str())];
+    let ran = at_terminal(&backup, &environment, "one horse\nother horse\n");
+    assert!(ran.stdout.contains("the two passphrases differ") && !file.exists(), "{ran:?}");
+    let ran = at_terminal(&backup, &environment, "one horse\none horse\n");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let (data, file) = (file.with_extension("restored"), file.display().to_string());
+    let data = data.display().to_string();
+    let restore = ["cluster", "restore", "--from", &file, "--data-dir", &data];
+    cluster.ok_with(restore.iter().chain(&["--passphrase-file", "-"]), b"one horse");
+    let refused = cluster.keyhole(["cluster", "backup", "-"]);
+    assert!(refused.stderr.contains("give --passphrase-file FILE"), "{}", refused.stderr);
+}
+
 /// Types an unfinished command with tabs into an interactive shell, which must find the rest and run it.
 fn finds_the_rest(shell: &str, rc: &str, start: &str) {
     let cluster = Cluster::start();

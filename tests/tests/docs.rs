@@ -168,6 +168,11 @@ fn the_audit() {
 }
 
 #[test]
+fn backup_and_restore() {
+    check("docs/BACKUP.md", ONE_MACHINE);
+}
+
+#[test]
 fn troubleshooting() {
     check("docs/TROUBLESHOOTING.md", ONE_MACHINE);
 }

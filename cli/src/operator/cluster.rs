@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use keyhole_proto::v1;
 
+use super::backup::{Backup, Restore};
 use super::{Manager, manager};
 use crate::args::Global;
 use crate::console::Console;
@@ -36,8 +37,23 @@ pub(crate) enum ClusterCommand {
     /// Change settings of the cluster
     #[command(after_help = "Examples:\n  \
         keyhole cluster update --unconstrained deny\n  \
-        keyhole cluster update --quota 2GiB --cert-expiry 12h")]
+        keyhole cluster update --quota 2GiB --cert-expiry 12h\n  \
+        keyhole cluster update --forget-former-ca         (some time after a restore)")]
     Update(Update),
+    /// Write all that the cluster has to one encrypted file, while it runs
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster backup --passphrase-file ./phrase /backup/keyhole.age\n  \
+        keyhole cluster backup --recipient age1... - | ssh store 'cat > keyhole.age'\n\n\
+        Without either option a passphrase is asked for at the terminal. The file is an age file: 'age -d' opens it\n\
+        too. Whoever opens it has every secret.")]
+    Backup(Backup),
+    /// Make a new cluster of one manager from a backup, on this machine
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster restore --from /backup/keyhole.age --data-dir /var/lib/keyhole/manager\n  \
+        keyhole cluster restore --from keyhole.age --data-dir ./m --identity-file ./key.txt --kek-file /etc/keyhole/kek\n\n\
+        Start it then with 'keyhole manager run --data-dir DIR', at the address of a manager before it: nodes follow by\n\
+        themselves. Join tokens, the CA and the keys are new.")]
+    Restore(Restore),
 }
 
 /// `status`
@@ -99,6 +115,9 @@ pub(crate) struct Update {
     /// How long certificates live: 24h, 30m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     cert_expiry: Option<Duration>,
+    /// Believe certificates of root CAs before the last restore no longer
+    #[arg(long)]
+    forget_former_ca: bool,
 }
 
 impl ClusterCommand {
@@ -109,6 +128,8 @@ impl ClusterCommand {
             Self::JoinToken(token) => token.run(global, console).await,
             Self::RotateKeys(rotate) => rotate.run(global, console).await,
             Self::Update(update) => update.run(global, console).await,
+            Self::Backup(backup) => backup.run(global, console).await,
+            Self::Restore(restore) => restore.run(console).await,
         }
     }
 }
@@ -179,6 +200,8 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("CertificateExpiresAt", time::rfc3339(cluster.certificate_expires_at).into()),
         ("KeyEpoch", cluster.epoch.into()),
         ("UnderOldKeys", cluster.under_old_keys.into()),
+        ("LastBackupAt", moment(cluster.last_backup_at).into()),
+        ("FormerCAUntil", moment(cluster.former_cas_until).into()),
         ("Secrets", cluster.secrets.into()),
         ("Services", cluster.services.into()),
         ("Nodes", cluster.nodes.into()),
@@ -187,7 +210,20 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
     ])
 }
 
+/// Empty for 0, which is never.
+fn moment(at: u64) -> String {
+    if at == 0 { String::new() } else { time::rfc3339(at) }
+}
+
 fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
+    let backup = match cluster.last_backup_at {
+        0 => "never".to_owned(),
+        at => time::rfc3339(at),
+    };
+    let former = match cluster.former_cas_until {
+        0 => String::new(),
+        until => format!("; the one before is believed until {}", time::rfc3339(until)),
+    };
     let used = size::human(cluster.value_bytes);
     let lifetime = Duration::from_secs(cluster.certificate_seconds);
     let lines = [
@@ -212,7 +248,8 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("Key epoch", epoch(cluster)),
         ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
         ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
-        ("CA", format!("expires {}", time::until(cluster.ca_expires_at, now))),
+        ("CA", format!("expires {}{former}", time::until(cluster.ca_expires_at, now))),
+        ("Last backup", backup),
         ("Refused", format!("{} requests since this manager started", cluster.refused)),
     ];
     let members = cluster.managers.iter().map(|manager| {
@@ -293,9 +330,11 @@ impl RotateKeys {
 
 impl Update {
     async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
-        if self.unconstrained.is_none() && self.quota.is_none() && self.cert_expiry.is_none() {
+        let settings =
+            [self.unconstrained.is_some(), self.quota.is_some(), self.cert_expiry.is_some()];
+        if !settings.contains(&true) && !self.forget_former_ca {
             return Err(Failure::usage(
-                "nothing to update: give --unconstrained, --quota or --cert-expiry",
+                "nothing to update: give --unconstrained, --quota, --cert-expiry or --forget-former-ca",
             ));
         }
         let unconstrained = match self.unconstrained {
@@ -307,6 +346,7 @@ impl Update {
             unconstrained: unconstrained.into(),
             quota_bytes: self.quota,
             certificate_seconds: self.cert_expiry.map(|time| time.as_secs()),
+            forget_former_cas: self.forget_former_ca,
         };
         let mut manager = Manager::connect(global).await?;
         let cluster = manager.api.update_cluster(request).await?.into_inner();

@@ -30,6 +30,8 @@ pub struct ManagerConfig {
     pub init: bool,
     /// Joins an existing cluster instead.
     pub join: Option<JoinManager>,
+    /// Makes a cluster of this manager alone, of the data folder of one whose others are lost for good.
+    pub force_new_cluster: bool,
     /// The key-encryption key's file; by default `kek` in the data folder.
     pub kek_file: Option<PathBuf>,
     /// Lifetime of the leaf certificates of a new cluster; a whole number of seconds.
@@ -51,6 +53,7 @@ impl ManagerConfig {
             socket: "/run/keyhole/manager.sock".into(),
             init: false,
             join: None,
+            force_new_cluster: false,
             kek_file: None,
             cert_expiry: Duration::from_secs(crate::ca::DEFAULT_CERTIFICATE_SECONDS),
             audit_file_bytes: crate::audit::FILE_BYTES,

@@ -48,6 +48,17 @@ pub enum StartError {
         /// Who says so.
         why: String,
     },
+    /// This manager cannot go on alone, or must not.
+    #[error(
+        "--force-new-cluster: nothing was changed in {folder}: {why}; it is for one manager when most of the others are lost \
+         for good"
+    )]
+    NotForced {
+        /// The folder.
+        folder: String,
+        /// Why.
+        why: String,
+    },
     /// A lifetime out of range.
     #[error("--cert-expiry: {0}")]
     Lifetime(LifetimeError),

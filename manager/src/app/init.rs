@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use keyhole_domain::{ClusterId, NodeId};
-use keyhole_secmem::{Key32, SecretBytes};
+use keyhole_secmem::{Key32, LockError, SecretBytes};
 use keyhole_state::{
     Actor, ClusterChange, Command, Envelope, InitCluster, Member, Rejected, State, TokenRole,
 };
@@ -20,7 +20,8 @@ use keyhole_wire::tls::{Identity, LiveTls};
 use tokio::sync::watch;
 
 use super::join::{self, Joined};
-use super::{ManagerConfig, StartError};
+use super::restore::RESTORING;
+use super::{ManagerConfig, StartError, force};
 use crate::audit::{AuditLog, Writer};
 use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
 use crate::keys::Kek;
@@ -35,7 +36,7 @@ const FIRST: u64 = 1;
 /// A single voter leads within moments; a full election takes two seconds.
 const LEADS_WITHIN: Duration = Duration::from_secs(20);
 /// The name of this member's HPKE key among the store's local secrets.
-const MEMBER_KEY: &str = "member hpke key";
+pub(super) const MEMBER_KEY: &str = "member hpke key";
 
 /// An open store with its cluster, or with what it needs to be given one.
 pub(super) struct Opened {
@@ -56,6 +57,9 @@ pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Op
     let opened = AuditLog::open(&audit, config.audit_file_bytes, config.audit_syslog.as_deref());
     let audit = opened.map_err(|e| folder_error("keep the audit in", &audit, e))?;
     let audit = Arc::new(audit);
+    if config.force_new_cluster {
+        force::alone(&config.data_dir, &kek, audit.clone()).await?;
+    }
     let (stopping, failed) = watch::channel(None);
     let observer = audit.clone();
     let peers = Peers::default();
@@ -135,9 +139,16 @@ async fn prepare(
 }
 
 /// Only what an initialisation that was cut short left may be there.
-fn refuse_strangers(folder: &Path, kek: &Path) -> Result<(), StartError> {
-    const OURS: [&str; 6] =
-        ["audit", "kek.new", "lost+found", "store.mark", "store.mark.init", "store.redb.init"];
+pub(super) fn refuse_strangers(folder: &Path, kek: &Path) -> Result<(), StartError> {
+    const OURS: [&str; 7] = [
+        "audit",
+        "kek.new",
+        "lost+found",
+        RESTORING,
+        "store.mark",
+        "store.mark.init",
+        "store.redb.init",
+    ];
     let failed = |e| folder_error("read", folder, e);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -157,11 +168,11 @@ fn refuse_strangers(folder: &Path, kek: &Path) -> Result<(), StartError> {
     Ok(())
 }
 
-fn folder_error(doing: &'static str, folder: &Path, source: io::Error) -> StartError {
+pub(super) fn folder_error(doing: &'static str, folder: &Path, source: io::Error) -> StartError {
     StartError::Folder { doing, folder: folder.display().to_string(), source }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], StartError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], StartError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| StartError::system("draw random bytes", e))?;
     Ok(bytes)
@@ -191,7 +202,8 @@ async fn enter(
     let proof = proof.map_err(|why| StartError::system("use the kept certificate", why))?;
     let known = replica.raft().is_initialized().await;
     let known = known.map_err(|e| StartError::system("lead the cluster", e))?;
-    if own.member != FIRST && proof.is_none() {
+    let member = replica.read(|state| state.members().contains_key(&own.member));
+    if own.member != FIRST && proof.is_none() && !member {
         let folder = config.data_dir.display().to_string();
         return Err(StartError::HalfJoined { folder, manager: own.manager.to_string() });
     }
@@ -253,7 +265,7 @@ async fn prove(
         let holds_keys = state.members().get(&own.member).is_some_and(|member| member.voter);
         let cluster = state.cluster().filter(|_| holds_keys)?;
         let issued = ca::own_identity(cluster, key, own);
-        Some(issued.map(|identity| (identity, vec![cluster.ca_certificate.clone()])))
+        Some(issued.map(|identity| (identity, cluster.roots(clock::now()))))
     });
     let (identity, roots) = match (issued, proof) {
         (Some(issued), _) => issued.map_err(|e| StartError::certificate(e.to_string()))?,
@@ -282,7 +294,7 @@ fn reachable(bound: SocketAddr) -> String {
     }
 }
 
-fn own_hostname() -> String {
+pub(super) fn own_hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
@@ -303,10 +315,16 @@ async fn member_key(replica: &RaftHandle) -> Result<EdgeKeyPair, StartError> {
 }
 
 async fn keep_member_key(replica: &RaftHandle, pair: &EdgeKeyPair) -> Result<(), StartError> {
-    let copy = SecretBytes::zeroed(32);
-    let mut copy = copy.map_err(|e| StartError::system("make this member's key", e))?;
-    copy.as_mut_slice().copy_from_slice(pair.secret().expose());
+    let copy = copied(pair.secret());
+    let copy = copy.map_err(|e| StartError::system("make this member's key", e))?;
     Ok(replica.local_put(MEMBER_KEY, Some(copy)).await?)
+}
+
+/// A key's bytes, for a store or a seal.
+pub(super) fn copied(key: &Key32) -> Result<SecretBytes, LockError> {
+    let mut copy = SecretBytes::zeroed(32)?;
+    copy.as_mut_slice().copy_from_slice(key.expose());
+    Ok(copy)
 }
 
 /// The first command of a cluster.
@@ -331,8 +349,7 @@ fn first_command(
     let failed = |e: &dyn std::fmt::Display| StartError::system(DOING, e);
     let (root, ca_key) = ca::new_root(&own.cluster).map_err(|e| failed(&e))?;
     let value_key = Key32::generate().map_err(|e| failed(&e))?;
-    let mut copy = SecretBytes::zeroed(32).map_err(|e| failed(&e))?;
-    copy.as_mut_slice().copy_from_slice(value_key.expose());
+    let copy = copied(&value_key).map_err(|e| failed(&e))?;
     let value_key = Arc::new(value_key);
     let member = Member {
         id: own.member,

@@ -30,7 +30,8 @@ pub(crate) fn own_identity(
     let (key, csr) = key_and_csr()?;
     let holder = Holder { id: who.manager, role: Role::Manager };
     let leaf = issue(cluster, own, holder, &csr)?;
-    Ok(Identity::new(vec![leaf], key)?)
+    let chain = std::iter::once(leaf).chain(cluster.crosses(clock::now())).collect();
+    Ok(Identity::new(chain, key)?)
 }
 
 /// When a leaf issued at `issued` is renewed: at 50 to 80 % of its life, by `random` (0 to 255). Unix milliseconds.

@@ -4,14 +4,15 @@ use keyhole_domain::{Constraint, Labels, Timestamp};
 use keyhole_proto::v1::{self, envelope as out};
 use keyhole_state::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NewKey, NodeChange,
-    ResealItem, RotateItem, TokenRole,
+    ResealItem, Restoration, RotateItem, TokenRole,
 };
 
 use super::{
-    DecodeError, Result, array32, availability_in, availability_out, constraints_in, key_in,
-    key_out, labels_in, labels_out, member_in, member_keys_in, member_keys_out, member_out,
-    optional_version, parse, request_in, request_out, required, token_in, token_out,
-    unconstrained_in, unconstrained_out, value_in, value_out, version, version_number,
+    DecodeError, Result, array32, availability_in, availability_out, constraints_in, former_ca_in,
+    former_ca_out, key_in, key_out, labels_in, labels_out, member_in, member_keys_in,
+    member_keys_out, member_out, optional_version, parse, request_in, request_out, required,
+    token_in, token_out, unconstrained_in, unconstrained_out, value_in, value_out, version,
+    version_number,
 };
 
 /// An envelope as the log's record.
@@ -151,6 +152,27 @@ fn command_out(command: &Command) -> out::Command {
             seq: *seq,
             hash: hash.to_vec().into(),
         }),
+        Command::NoteBackup { recipients } => {
+            Out::NoteBackup(out::NoteBackup { recipients: recipients.clone() })
+        }
+        Command::ForgetFormerCas => Out::ForgetFormerCas(out::ForgetFormerCas {}),
+        Command::Restore(new) => Out::Restore(restore_out(new)),
+        Command::ForceNewCluster { member } => {
+            Out::ForceNewCluster(out::ForceNewCluster { member: *member })
+        }
+    }
+}
+
+fn restore_out(new: &Restoration) -> out::Restore {
+    out::Restore {
+        member: Some(member_out(&new.member)),
+        ca_certificate: new.ca_certificate.clone().into(),
+        ca_key: Some(key_out(&new.ca_key)),
+        former: Some(former_ca_out(&new.former)),
+        epoch: new.epoch,
+        value_key: Some(key_out(&new.value_key)),
+        worker_token: Some(token_out(&new.worker_token)),
+        manager_token: Some(token_out(&new.manager_token)),
     }
 }
 
@@ -313,6 +335,23 @@ fn command_in(command: out::Command) -> Result<Command> {
             seq: note.seq,
             hash: array32("hash", &note.hash)?,
         },
+        In::NoteBackup(note) => Command::NoteBackup { recipients: note.recipients },
+        In::ForgetFormerCas(_) => Command::ForgetFormerCas,
+        In::Restore(new) => Command::Restore(Box::new(restore_in(new)?)),
+        In::ForceNewCluster(force) => Command::ForceNewCluster { member: force.member },
+    })
+}
+
+fn restore_in(new: out::Restore) -> Result<Restoration> {
+    Ok(Restoration {
+        member: member_in(required("member", new.member)?)?,
+        ca_certificate: new.ca_certificate.into(),
+        ca_key: key_in(required("ca_key", new.ca_key)?),
+        former: former_ca_in(required("former", new.former)?),
+        epoch: new.epoch,
+        value_key: key_in(required("value_key", new.value_key)?),
+        worker_token: token_in(required("worker_token", new.worker_token)?)?,
+        manager_token: token_in(required("manager_token", new.manager_token)?)?,
     })
 }
 
@@ -371,8 +410,8 @@ mod tests {
     use crate::codec::{decode_row, encode_row};
     use keyhole_domain::{NodeId, SecretId, ServiceId, TaskId, Version};
     use keyhole_state::{
-        Availability, KeySeal, Member, MemberKeys, SealedKey, SealedValue, State, TokenRecord,
-        Unconstrained,
+        Availability, FormerCa, KeySeal, Member, MemberKeys, SealedKey, SealedValue, State,
+        TokenRecord, Unconstrained,
     };
     use prost::Message;
 
@@ -387,6 +426,10 @@ mod tests {
     fn key() -> SealedKey {
         let seal = KeySeal { enc: vec![1; 32], ciphertext: vec![2; 48] };
         SealedKey { seals: [(1, seal)].into() }
+    }
+
+    fn third_key() -> SealedKey {
+        SealedKey { seals: key().seals.into_values().map(|seal| (3, seal)).collect() }
     }
 
     fn grants(secret: SecretId) -> Vec<GrantRequest> {
@@ -423,6 +466,8 @@ mod tests {
             address: "b:2".into(),
             ..member.clone()
         };
+        let third = Member { id: 3, node: NodeId::from_entropy([11; 16]), ..second.clone() };
+        let restored = TokenRecord { hash: [12; 32], salt: [13; 32], epoch: 2 };
         let seal = KeySeal { enc: vec![3; 32], ciphertext: vec![4; 48] };
         let keys = MemberKeys { ca: seal.clone(), keyring: [(1, seal)].into() };
         let new_token = token.clone();
@@ -515,6 +560,31 @@ mod tests {
             },
             Command::RemoveMember { id: 2 },
             Command::NoteAuditHead { member: 1, seq: 7, hash: [11; 32] },
+            Command::NoteBackup { recipients: vec!["age1x".into()] },
+            Command::Reseal {
+                items: vec![ResealItem {
+                    id: secret,
+                    version: Version::FIRST.next(),
+                    from: 1,
+                    value: SealedValue { epoch: 2, ..value(3) },
+                }],
+            },
+            Command::Restore(Box::new(Restoration {
+                member: third,
+                ca_certificate: vec![4, 5, 6],
+                ca_key: third_key(),
+                former: FormerCa {
+                    certificate: vec![1, 2, 3],
+                    cross: vec![7, 8],
+                    until: Timestamp(u64::MAX),
+                },
+                epoch: 2,
+                value_key: third_key(),
+                worker_token: restored.clone(),
+                manager_token: restored,
+            })),
+            Command::ForceNewCluster { member: 3 },
+            Command::ForgetFormerCas,
         ]
     }
 

@@ -10,10 +10,10 @@ use keyhole_state::{
 use prost::Message;
 
 use super::{
-    DecodeError, Result, array32, audit_head_out, availability_in, availability_out, key_in,
-    key_out, keyring_in, labels_in, labels_out, member_in, member_out, parse, required, spec_in,
-    spec_out, times, token_in, token_out, unconstrained_in, unconstrained_out, value_in, value_out,
-    version,
+    DecodeError, Result, array32, audit_head_out, availability_in, availability_out, former_ca_in,
+    former_ca_out, key_in, key_out, keyring_in, labels_in, labels_out, member_in, member_out,
+    parse, required, spec_in, spec_out, times, token_in, token_out, unconstrained_in,
+    unconstrained_out, value_in, value_out, version,
 };
 
 /// A row as the store's and a snapshot's record.
@@ -87,6 +87,8 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
             .iter()
             .map(|(id, heads)| (*id, heads_out(heads)))
             .collect(),
+        former_cas: cluster.former_cas.iter().map(former_ca_out).collect(),
+        last_backup_at: cluster.last_backup_at.map(|at| at.0),
     }
 }
 
@@ -124,6 +126,8 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
             .into_iter()
             .map(|(id, heads)| Ok((id, heads_in(heads)?)))
             .collect::<Result<_>>()?,
+        former_cas: row.former_cas.into_iter().map(former_ca_in).collect(),
+        last_backup_at: row.last_backup_at.map(Timestamp),
     })
 }
 

@@ -47,7 +47,12 @@ pub(super) async fn update(
         certificate_seconds: request.certificate_seconds,
         address: None,
     };
-    shell.propose(by, Command::ChangeCluster(change)).await?;
+    if change != ClusterChange::default() {
+        shell.propose(by, Command::ChangeCluster(change)).await?;
+    }
+    if request.forget_former_cas {
+        shell.propose(by, Command::ForgetFormerCas).await?;
+    }
     describe(shell, by).await
 }
 
@@ -157,6 +162,8 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         audits: audits::newest(state),
         health: String::new(),
         epoch: cluster.epoch,
+        last_backup_at: cluster.last_backup_at.map_or(0, |at| at.0),
+        former_cas_until: cluster.former_cas.iter().map(|ca| ca.until.0).max().unwrap_or(0),
         refused: shell.audit.refusals(),
     }
 }

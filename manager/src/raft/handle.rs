@@ -6,10 +6,10 @@ use super::log::{LogStore, on_disk};
 use super::machine::{Change, Live, Loader, StateMachine};
 use super::peers::Peers;
 use super::policy::{LogLimits, keep_log_short, raft_config};
-use super::snapshot::SnapshotData;
-use super::types::{Command, LogId, Peer, TypeConfig};
+use super::snapshot::{SnapshotBuilder, SnapshotData};
+use super::types::{Command, LogId, Peer, TypeConfig, position};
 use crate::keys::Kek;
-use crate::store::{Store, StoreError, StoreIdentity};
+use crate::store::{Position, Store, StoreError, StoreIdentity};
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{SecretBytes, give_back_free_memory};
 use keyhole_state::{Applied, AuditRecord, Envelope, Rejected, State};
@@ -21,7 +21,9 @@ use openraft::errors::{
 };
 use openraft::metrics::RaftServerMetrics;
 use openraft::network::NetSnapshot;
-use openraft::{Instant as _, Raft, RaftMetrics, RaftNetworkFactory, ReadPolicy};
+use openraft::{
+    Instant as _, Raft, RaftMetrics, RaftNetworkFactory, RaftSnapshotBuilder, ReadPolicy,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -378,6 +380,13 @@ impl RaftHandle {
     pub async fn wait_leader(&self, within: Duration) -> bool {
         let led = |metrics: &RaftMetrics<TypeConfig>| metrics.current_leader.is_some();
         self.raft.wait(Some(within)).metrics(led, "a leader").await.is_ok()
+    }
+
+    /// The state's rows as of now, with the position that they stand for.
+    pub(crate) async fn rows(&self) -> std::io::Result<(Position, SnapshotData)> {
+        let built = SnapshotBuilder::new(&self.store).build_snapshot().await?;
+        let last = built.meta.last_log_id.as_ref().map(position);
+        Ok((last.unwrap_or_default(), built.snapshot))
     }
 
     /// If this manager leads: lets another one lead, by default the one that is furthest, and waits until this manager

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// One read for a follower takes at most this many bytes of entries.
-const READ_BYTES: u64 = 2 << 20;
+pub(super) const READ_BYTES: u64 = 2 << 20;
 
 /// The log, and its readers: clones are the same log.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ impl LogStore {
         Self { store }
     }
 
-    fn entries(&self, range: Range<u64>, limit: u64) -> io::Result<Vec<Entry>> {
+    pub(super) fn entries(&self, range: Range<u64>, limit: u64) -> io::Result<Vec<Entry>> {
         let rows = self.store.read_log(range, limit)?;
         rows.into_iter().map(|row| entry_from(row.position, row.data)).collect()
     }

@@ -3,12 +3,14 @@
 //! Depends on the pure state, the codec and the store. Invariant: entries are applied in the log's order and exactly
 //! once to the state; who waits for a position learns of it only after the state is there.
 use super::handle::Observer;
-use super::log::on_disk;
+use super::log::{LogStore, READ_BYTES, on_disk};
 use super::snapshot::{SnapshotBuilder, SnapshotData, StoredRows};
-use super::types::{Command, Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
+use super::types::{
+    Command, Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, position,
+};
 use super::wire::{meta_bytes, meta_from, row_key_bytes};
 use crate::codec::{encode_row, row_from_bytes};
-use crate::store::{RowChange, Store};
+use crate::store::{Position, RowChange, Store};
 use futures::{Stream, StreamExt};
 use keyhole_domain::NodeId;
 use keyhole_state::{Applied, Rejected, Row, RowKey, State, audit};
@@ -186,6 +188,34 @@ impl StateMachine {
         }
         self.live.announce(id.index, nodes);
         response
+    }
+
+    /// Applies what the log has beyond the rows, up to index `last`. What was not committed must only be applied where nobody
+    /// is left who could decide otherwise.
+    pub(super) fn replay(&mut self, log: &LogStore, last: u64) -> io::Result<()> {
+        loop {
+            let next = self.meta.last_log_id.as_ref().map_or(0, |last| last.index + 1);
+            let end = last.saturating_add(1).max(next);
+            let entries = log.entries(next..end, READ_BYTES)?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            entries.into_iter().for_each(|entry| drop(self.apply_entry(entry, false)));
+        }
+    }
+
+    /// The last entry that is applied.
+    pub(super) fn applied_position(&self) -> Option<Position> {
+        self.meta.last_log_id.as_ref().map(position)
+    }
+
+    /// Applies a command that is in no log, as the beginning of another history.
+    pub(super) fn begin(&mut self, meta: SnapshotMeta, command: &Command) -> Result<(), Rejected> {
+        let Some(id) = meta.last_log_id else { return Ok(()) };
+        let applied = self.apply_command(&id, command)?;
+        self.store.put_rows(self.row_changes(&applied.rows), meta_bytes(&meta));
+        self.meta = meta;
+        Ok(())
     }
 
     fn apply_command(&self, id: &LogId, command: &Command) -> Result<Applied, Rejected> {

@@ -8,6 +8,7 @@ mod handle;
 mod log;
 mod machine;
 mod membership;
+mod offline;
 mod peer_codec;
 mod peer_service;
 mod peers;
@@ -23,6 +24,7 @@ pub use handle::{
 pub use log::LogStore;
 pub use machine::{Change, StateMachine};
 pub(crate) use membership::keep_membership;
+pub(crate) use offline::{Offline, fill};
 pub(crate) use peer_service::PeerApi;
 pub(crate) use peers::{MAX_CALL, not_a_member};
 pub use peers::{PeerError, Peers};

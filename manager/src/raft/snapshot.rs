@@ -60,7 +60,8 @@ impl SnapshotData {
         Ok(())
     }
 
-    fn rows(&self, visit: &mut dyn FnMut(v1::Row) -> bool) -> io::Result<()> {
+    /// Gives each row, in no particular order, until `visit` says `false`. Blocks: not for an async task.
+    pub(crate) fn rows(&self, visit: &mut dyn FnMut(v1::Row) -> bool) -> io::Result<()> {
         match self {
             Self::Received(rows) => {
                 let _ = rows.iter().map(encode_row).all(visit);

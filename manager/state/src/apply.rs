@@ -88,6 +88,10 @@ impl State {
             Command::NoteAuditHead { member, seq, hash } => {
                 self.note_audit_head(*member, AuditHead { seq: *seq, hash: *hash, at })
             }
+            Command::NoteBackup { .. } => self.note_backup(at),
+            Command::ForgetFormerCas => self.forget_former_cas(),
+            Command::Restore(new) => self.restore(at, new),
+            Command::ForceNewCluster { member } => self.force_new_cluster(*member),
         }
     }
 

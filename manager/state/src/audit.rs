@@ -65,6 +65,10 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::RemoveMember { .. } => "manager.rm",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
+        Command::NoteBackup { .. } => "cluster.backup",
+        Command::ForgetFormerCas => "cluster.forget-former-cas",
+        Command::Restore(_) => "cluster.restore",
+        Command::ForceNewCluster { .. } => "cluster.force-new",
         Command::NoteAuditHead { .. } => return None,
     })
 }
@@ -109,7 +113,15 @@ impl State {
             Command::RotateKeyring(new) => vec![format!("epoch {}", new.epoch)],
             Command::Reseal { items } => vec![format!("{} values", items.len())],
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
-            Command::ChangeCluster(_) | Command::NoteAuditHead { .. } => Vec::new(),
+            Command::ChangeCluster(_)
+            | Command::ForgetFormerCas
+            | Command::NoteAuditHead { .. } => Vec::new(),
+            Command::NoteBackup { recipients } if recipients.is_empty() => {
+                vec!["to a passphrase".to_owned()]
+            }
+            Command::NoteBackup { recipients } => recipients.clone(),
+            Command::Restore(new) => vec![format!("{} ({})", new.member.hostname, new.member.node)],
+            Command::ForceNewCluster { member: id } => vec![member(id)],
         }
     }
 }

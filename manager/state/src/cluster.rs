@@ -68,6 +68,18 @@ pub struct TokenRecord {
     pub epoch: u32,
 }
 
+/// A root CA that was the cluster's until it was restored under a new one. Who trusts only it believes the managers by
+/// `cross`, and leaves that it signed are believed, until then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerCa {
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The name and key of the root that came after it, signed by it, DER.
+    pub cross: Vec<u8>,
+    /// From then on it is worth nothing.
+    pub until: Timestamp,
+}
+
 /// What exists once in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
@@ -103,6 +115,28 @@ pub struct Cluster {
     pub rekey: bool,
     /// How far each member's audit goes, oldest first; see [`State::audit_heads`].
     pub audit_heads: BTreeMap<u64, Vec<AuditHead>>,
+    /// The root CAs before this one that are still believed, the oldest first.
+    pub former_cas: Vec<FormerCa>,
+    /// When the last backup was begun; as of before it in the backup itself.
+    pub last_backup_at: Option<Timestamp>,
+}
+
+impl Cluster {
+    /// The root CAs that are believed at a time, this cluster's own first, DER.
+    pub fn roots(&self, at: Timestamp) -> Vec<Vec<u8>> {
+        let former = self.former_cas_at(at).map(|former| former.certificate.clone());
+        std::iter::once(self.ca_certificate.clone()).chain(former).collect()
+    }
+
+    /// What a manager shows with its leaf, for those that trust a former root only; DER, the newest first.
+    pub fn crosses(&self, at: Timestamp) -> Vec<Vec<u8>> {
+        let crosses: Vec<_> = self.former_cas_at(at).map(|former| former.cross.clone()).collect();
+        crosses.into_iter().rev().collect()
+    }
+
+    fn former_cas_at(&self, at: Timestamp) -> impl Iterator<Item = &FormerCa> {
+        self.former_cas.iter().filter(move |former| at < former.until)
+    }
 }
 
 impl State {
@@ -127,6 +161,8 @@ impl State {
             next_member: init.member.id + 1,
             rekey: false,
             audit_heads: BTreeMap::new(),
+            former_cas: Vec::new(),
+            last_backup_at: None,
         });
         let key = RowKey::Member(init.member.id);
         self.members.insert(init.member.id, init.member.clone());

@@ -6,8 +6,8 @@ use keyhole_domain::{
 };
 
 use crate::{
-    Availability, Member, MemberKeys, NewKey, ResealItem, SealedKey, SealedValue, TokenRecord,
-    TokenRole, Unconstrained,
+    Availability, Member, MemberKeys, NewKey, ResealItem, Restoration, SealedKey, SealedValue,
+    TokenRecord, TokenRole, Unconstrained,
 };
 
 /// Who asked, as the manager that authorised it saw him.
@@ -183,4 +183,12 @@ pub enum Command {
     ChangeCluster(ClusterChange),
     /// A manager says how far its own audit goes: the last line's number and hash.
     NoteAuditHead { member: u64, seq: u64, hash: [u8; 32] },
+    /// A backup begins, to these recipients; none is a passphrase.
+    NoteBackup { recipients: Vec<String> },
+    /// Root CAs before this one are believed no longer.
+    ForgetFormerCas,
+    /// Goes on from a backup, on one manager. It makes a store and is in no log.
+    Restore(Box<Restoration>),
+    /// Goes on with this member alone. It rewrites a store and is in no log.
+    ForceNewCluster { member: u64 },
 }

@@ -47,7 +47,9 @@ impl State {
                 | Command::JoinNode { .. }
                 | Command::AddMember { .. }
                 | Command::Reseal { .. }
-                | Command::NoteAuditHead { .. } => refuse("what an operator does not do"),
+                | Command::NoteAuditHead { .. }
+                | Command::Restore(_)
+                | Command::ForceNewCluster { .. } => refuse("what an operator does not do"),
                 _ => Ok(()),
             },
             Actor::Operator(_) => refuse("by an operator who is not known"),

@@ -17,6 +17,7 @@ mod member;
 mod node;
 mod rejected;
 mod resolve;
+mod restore;
 mod row;
 mod secret;
 mod service;
@@ -28,7 +29,7 @@ pub use apply::{Applied, Outcome};
 pub use assignment::Standing;
 pub use audit::{AuditRecord, audit};
 pub use audit_head::AuditHead;
-pub use cluster::{Cluster, KeySeal, SealedKey, TokenRecord, TokenRole, Unconstrained};
+pub use cluster::{Cluster, FormerCa, KeySeal, SealedKey, TokenRecord, TokenRole, Unconstrained};
 pub use command::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,
 };
@@ -36,6 +37,7 @@ pub use keyring::{NewKey, PlacedValue, ResealItem};
 pub use member::{Health, Member, MemberKeys, MembershipStep, RaftMembers};
 pub use node::{Availability, Node};
 pub use rejected::{Kind, Rejected};
+pub use restore::Restoration;
 pub use row::{Row, RowKey};
 pub use secret::{SealedValue, Secret, SecretVersion};
 pub use service::{Grant, Service, ServiceSpec};

@@ -219,7 +219,7 @@ impl State {
 
 impl Cluster {
     /// Drops a member's seals; if it had any, it has known the keys.
-    fn unseal_for(&mut self, id: u64) {
+    pub(crate) fn unseal_for(&mut self, id: u64) {
         self.rekey |= self.ca_key.seals.remove(&id).is_some();
         self.keyring.values_mut().for_each(|key| drop(key.seals.remove(&id)));
     }

@@ -96,6 +96,11 @@ pub enum Rejected {
     AuditWentBack { member: u64, seq: u64, noted: u64 },
     #[error("the cluster's keys changed while they were sealed for member {id}; try again")]
     KeysRaced { id: u64 },
+    #[error(
+        "member {id} does not vote and so has no keys: it cannot go on alone; force the manager of a voter, or restore \
+         a backup"
+    )]
+    NoKeys { id: u64 },
     #[error("node {node} is no member of this cluster (any more); join it again")]
     NotAMember { node: NodeId },
     #[error("task {task} belongs to another node")]
@@ -123,6 +128,7 @@ impl Rejected {
             | Self::NoPreviousSpec { .. }
             | Self::NotAMember { .. }
             | Self::LastVoter { .. }
+            | Self::NoKeys { .. }
             | Self::QuorumLost { .. }
             | Self::QuotaBelowUse { .. }
             | Self::NotForwarded { .. }

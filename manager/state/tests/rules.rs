@@ -467,6 +467,77 @@ fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
     assert_eq!(step(&cluster, raft(&[1], &[2], &[])), None);
 }
 
+fn restoration(member: u64, epoch: u32, at: u64) -> Command {
+    let key = SealedKey { seals: [(member, seal())].into() };
+    let token = TokenRecord { hash: [9; 32], salt: [9; 32], epoch };
+    Command::Restore(Box::new(Restoration {
+        member: Member {
+            id: member,
+            node: NodeId::from_entropy(id(200)),
+            hostname: "new".into(),
+            address: String::new(),
+            seal_key: [0; 32],
+            voter: true,
+        },
+        ca_certificate: vec![2],
+        ca_key: key.clone(),
+        former: FormerCa { certificate: vec![1], cross: vec![12], until: Timestamp(at) },
+        epoch,
+        value_key: key,
+        worker_token: token.clone(),
+        manager_token: token,
+    }))
+}
+
+/// Ids, versions and counters stay; members, keys, tokens and the CA are new, and the incarnation rises.
+#[test]
+fn a_restored_cluster_keeps_what_it_had_and_has_new_keys() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    cluster.create(1, "a").unwrap();
+    let before = cluster.state.clone();
+    let error = cluster.run(restoration(2, 1, 1000)).unwrap_err();
+    assert!(matches!(error, Rejected::IdTaken { .. }), "{error}");
+    let error = cluster.run(restoration(3, 2, 1000)).unwrap_err();
+    assert!(matches!(error, Rejected::Epoch { given: 1, .. }), "its value is under another key");
+    cluster.run(restoration(3, 1, 1000)).unwrap();
+    assert_eq!(cluster.state.secrets(), before.secrets());
+    assert!(cluster.state.members().keys().eq(&[3]));
+    let (old, new) = (before.cluster().unwrap(), cluster.state.cluster().unwrap());
+    assert_eq!((new.id, new.incarnation, new.next_member), (old.id, 2, 4));
+    assert_eq!(new.roots(Timestamp(999)), [vec![2], vec![1]]);
+    assert_eq!(new.crosses(Timestamp(999)), [vec![12]]);
+    assert_eq!(new.roots(Timestamp(1000)), [vec![2]], "a former root's time has an end");
+    assert!(new.crosses(Timestamp(1000)).is_empty());
+    assert_ne!(new.worker_token, old.worker_token);
+    cluster.run(Command::ForgetFormerCas).unwrap();
+    assert_eq!(cluster.state.cluster().unwrap().roots(Timestamp(0)), [vec![2]]);
+}
+
+/// The others are members no more, have no seals, and their numbers are not given again.
+#[test]
+fn a_forced_cluster_has_one_member_and_no_seals_for_others() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    cluster.manager(3, &[1]).unwrap();
+    let error = cluster.run(Command::ForceNewCluster { member: 4 }).unwrap_err();
+    assert!(matches!(error, Rejected::NoMember { id: 4 }), "{error}");
+    cluster.run(Command::NoteAuditHead { member: 1, seq: 1, hash: [1; 32] }).unwrap();
+    cluster.run(Command::DemoteMember { id: 3 }).unwrap();
+    let error = cluster.run(Command::ForceNewCluster { member: 3 }).unwrap_err();
+    assert!(matches!(error, Rejected::NoKeys { id: 3 }), "who does not vote has no keys: {error}");
+    cluster.run(Command::PromoteMember { id: 3, keys: keys(&[1]) }).unwrap();
+    let applied = cluster.run(Command::ForceNewCluster { member: 3 }).unwrap();
+    assert!(cluster.state.members().keys().eq(&[3]) && cluster.state.members()[&3].voter);
+    for id in 1..=3 {
+        assert!(applied.rows.contains(&RowKey::Member(id)), "the row of {id} is written");
+    }
+    let now = cluster.state.cluster().unwrap();
+    assert_eq!((now.incarnation, now.next_member), (2, 4));
+    assert!(now.rekey, "the others have known the keys");
+    assert!(now.audit_heads.is_empty());
+}
+
 #[test]
 fn a_manager_is_named_by_id_host_address_or_number() {
     let mut cluster = Cluster::new();

@@ -282,6 +282,24 @@ impl Operator for Fake {
         Ok(Response::new(Box::pin(tokio_stream::iter(steps))))
     }
 
+    type BackupStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<BackupPart, Status>> + Send>>;
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Answer<Self::BackupStream> {
+        let request = request.into_inner();
+        self.see(format!("backup to {:?} {}", request.recipients, request.passphrase.is_some()));
+        let header =
+            BackupHeader { cluster: id('c'), incarnation: 1, index: 60, ..Default::default() };
+        let first = BackupPart { data: b"one ".to_vec().into(), header: Some(header) };
+        let rest = match request.recipients.first().map(String::as_str) {
+            Some("age1broken") => {
+                Err(Status::internal("cannot make the backup; see the manager's log"))
+            }
+            _ => Ok(BackupPart { data: b"two".to_vec().into(), header: None }),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(first), rest]))))
+    }
+
     async fn create_service(
         &self,
         request: Request<CreateServiceRequest>,
@@ -432,6 +450,8 @@ impl Operator for Fake {
                 id: id('m'),
                 heads: vec![AuditHead { seq: 44, hash: Default::default(), at: THEN }],
             }],
+            last_backup_at: THEN,
+            former_cas_until: 0,
         }))
     }
 

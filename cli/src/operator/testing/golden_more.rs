@@ -242,7 +242,8 @@ fn the_cluster_and_this_node_tell_how_they_are() {
              \"Raft\":{{\"Term\":\
              1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
              \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
-             \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"UnderOldKeys\":0,\"Secrets\":2,\"Services\":1,\
+             \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"UnderOldKeys\":0,\"LastBackupAt\":\
+             \"2023-11-14T22:13:20.000000000Z\",\"FormerCAUntil\":\"\",\"Secrets\":2,\"Services\":1,\
              \"Nodes\":2,\"NodesConnected\":1,\"Refused\":3}}\n",
             "c".repeat(25)
         )
@@ -262,6 +263,7 @@ fn the_cluster_and_this_node_tell_how_they_are() {
          Certificates:    live 1day\n\
          This manager's:  expires in 24 hours\n\
          CA:              expires in 19 years\n\
+         Last backup:     2023-11-14T22:13:20.000000000Z\n\
          Refused:         3 requests since this manager started\n\
          Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind, \
          audit noted to line 44 2 minutes ago)\n \
@@ -347,4 +349,21 @@ fn changes_print_the_name() {
             "Some(2147483648) Some(43200)".to_owned(),
         ]
     );
+}
+
+/// Its parts one after the other, in a private file that is there only when all came.
+#[test]
+fn a_backup_is_there_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("b.age");
+    let place = file.to_str().unwrap();
+    let fake = Fake::new();
+    let ran = keyhole_at(&fake, &["cluster", "backup", "--recipient", "age1broken", place]);
+    assert!(ran.err.contains("cannot make the backup"), "{}", ran.err);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let ran = keyhole_at(&fake, &["cluster", "backup", "-r", "age1a", "-r", "age1b", place]);
+    assert_eq!(ran.out, format!("{place}: cluster {} at revision 1.60\n", "c".repeat(25)));
+    assert_eq!(std::fs::read(&file).unwrap(), b"one two");
+    let ran = keyhole_at(&fake, &["cluster", "backup", "-r", "age1a", place]);
+    assert!(ran.err.contains("--overwrite"), "{}", ran.err);
 }

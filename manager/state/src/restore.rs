@@ -1,0 +1,97 @@
+//! A history that goes on elsewhere: backups, and the two ways to a new cluster of one.
+//!
+//! Invariant: what was lost is never taken up again. The incarnation rises, so that nodes refuse the history before, and
+//! no number or id is given a second time.
+
+use std::collections::BTreeMap;
+
+use keyhole_domain::Timestamp;
+
+use crate::apply::Change;
+use crate::{FormerCa, Member, Outcome, Rejected, RowKey, SealedKey, State, TokenRecord};
+
+/// What is new in a cluster that was restored from a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restoration {
+    /// Its only manager, with the next number.
+    pub member: Member,
+    /// The new root CA's certificate, DER.
+    pub ca_certificate: Vec<u8>,
+    /// The new root CA's key.
+    pub ca_key: SealedKey,
+    /// The root CA before, by which nodes find their way.
+    pub former: FormerCa,
+    /// The new value key's epoch; all values were sealed anew under it.
+    pub epoch: u32,
+    /// The new value key.
+    pub value_key: SealedKey,
+    /// A new worker join token.
+    pub worker_token: TokenRecord,
+    /// A new manager join token.
+    pub manager_token: TokenRecord,
+}
+
+impl State {
+    pub(crate) fn note_backup(&mut self, at: Timestamp) -> Result<Change, Rejected> {
+        self.cluster_mut()?.last_backup_at = Some(at);
+        Ok(Change::rows([RowKey::Cluster], Outcome::Done))
+    }
+
+    pub(crate) fn forget_former_cas(&mut self) -> Result<Change, Rejected> {
+        self.cluster_mut()?.former_cas.clear();
+        Ok(Change::rows([RowKey::Cluster], Outcome::Done))
+    }
+
+    /// Goes on from a backup with one manager, another CA, other tokens and another value key. Everything else stays,
+    /// with its ids and versions.
+    pub(crate) fn restore(&mut self, at: Timestamp, new: &Restoration) -> Result<Change, Rejected> {
+        for secret in self.secrets.values() {
+            let mut epochs = secret.versions.iter().map(|(_, version)| version.value.epoch);
+            if let Some(given) = epochs.find(|epoch| *epoch != new.epoch) {
+                return Err(Rejected::Epoch { name: secret.name.to_string(), given });
+            }
+        }
+        let id = new.member.id;
+        let cluster = self.cluster_mut()?;
+        if id != cluster.next_member {
+            return Err(Rejected::IdTaken { kind: "member", id: id.to_string() });
+        }
+        cluster.next_member += 1;
+        cluster.incarnation += 1;
+        cluster.ca_certificate.clone_from(&new.ca_certificate);
+        cluster.ca_key.clone_from(&new.ca_key);
+        cluster.former_cas.retain(|former| at < former.until);
+        cluster.former_cas.push(new.former.clone());
+        cluster.keyring = BTreeMap::from([(new.epoch, new.value_key.clone())]);
+        cluster.epoch = new.epoch;
+        cluster.rekey = false;
+        cluster.worker_token.clone_from(&new.worker_token);
+        cluster.manager_token.clone_from(&new.manager_token);
+        Ok(self.stand_alone(new.member.clone()))
+    }
+
+    /// Goes on with one of the managers alone, when most of the others are lost for good.
+    pub(crate) fn force_new_cluster(&mut self, id: u64) -> Result<Change, Rejected> {
+        let member = self.members.get(&id).cloned().ok_or(Rejected::NoMember { id })?;
+        let cluster = self.cluster_mut()?;
+        if !cluster.ca_key.seals.contains_key(&id) {
+            return Err(Rejected::NoKeys { id });
+        }
+        cluster.incarnation += 1;
+        let others: Vec<u64> =
+            cluster.ca_key.seals.keys().copied().filter(|of| *of != id).collect();
+        others.into_iter().for_each(|other| cluster.unseal_for(other));
+        Ok(self.stand_alone(Member { voter: true, ..member }))
+    }
+
+    fn stand_alone(&mut self, member: Member) -> Change {
+        let id = member.id;
+        let before = std::mem::replace(&mut self.members, BTreeMap::from([(id, member)]));
+        if let Some(cluster) = &mut self.cluster {
+            cluster.audit_heads.retain(|of, _| *of == id);
+        }
+        let rows = before.into_keys().chain([id]).map(RowKey::Member).chain([RowKey::Cluster]);
+        let nodes = self.nodes.keys().copied().collect();
+        Change { nodes, ..Change::rows(rows, Outcome::Done) }
+    }
+}
