@@ -9,7 +9,9 @@ mod caller;
 mod subject;
 
 pub use caller::{Caller, LocalPeer, operator_group};
-pub use subject::{Denied, FellowManager, Holder, MemberNode, OperatorSubject, Stranger, Subject};
+pub use subject::{
+    Denied, FellowManager, Holder, MemberNode, OperatorSubject, RaftPeer, Stranger, Subject,
+};
 
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use keyhole_state::{Actor, State};
 use tonic::{Code, Request, Status};
 
 use crate::audit::AuditLog;
-use crate::raft::{RaftHandle, not_a_member};
+use crate::raft::{RaftHandle, removed};
 
 /// One thing that can be asked for.
 pub trait Action: Send + Sync + 'static {
@@ -92,7 +94,7 @@ macro_rules! actions {
 
 /// Every RPC's action.
 pub mod act {
-    use super::{Action, FellowManager, Holder, MemberNode, OperatorSubject, Stranger};
+    use super::{Action, FellowManager, Holder, MemberNode, OperatorSubject, RaftPeer, Stranger};
 
     // The second word: whether a manager needs the cluster's keys for it.
     actions! {
@@ -142,8 +144,9 @@ pub mod act {
             GetRootCa "ca.root";
         Holder, true:
             Renew "ca.renew";
+        RaftPeer, false:
+            Raft "manager.raft";
         FellowManager, false:
-            Raft "manager.raft",
             Forward "manager.forward";
     }
 }
@@ -166,11 +169,9 @@ impl Gate {
             Ok(subject) => Ok(Authorized { actor: caller.actor(), subject }),
             Err(denied) => {
                 self.audit.refused(&caller, A::NAME, &denied.why);
-                Err(match denied.unknown_manager {
+                Err(match denied.removed_manager {
                     // While Raft counts its vote, it must not be told to stop.
-                    Some((id, index)) if !self.replica.votes(&id) => {
-                        not_a_member(denied.why, index)
-                    }
+                    Some(id) if !self.replica.votes(&id) => removed(denied.why),
                     _ => Status::new(denied.code, denied.why),
                 })
             }

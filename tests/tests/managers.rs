@@ -338,6 +338,34 @@ fn a_manager_that_was_away_catches_up() {
     assert_eq!(task.slurp(node.path("s1-0")).unwrap(), vec![7; 450 << 10]);
 }
 
+/// It learns from the newcomer that the newcomer is one.
+#[test]
+fn who_was_away_follows_a_leader_that_joined_meanwhile() {
+    let mut managers = Cluster::of(3);
+    managers[2].stop(Signal::TERM);
+    let newcomer = managers[0].join();
+    comes_to(&managers[0], &newcomer, "{{.Role}}", "Voter");
+    let address = newcomer.address().to_string();
+    let leads = |by: &Cluster| {
+        by.keyhole(["manager", "ls", "-f", "status=leader", "--format", "{{.Address}}"]).stdout
+    };
+    managers[0].ok(["manager", "transfer-leader", &address]);
+    wait::until("the newcomer to lead", || match leads(&managers[0]) {
+        leader if leader.trim() == address => Ok(()),
+        other => Err(other),
+    });
+    newcomer.ok_with(["secret", "create", "meanwhile", "-"], b"v");
+    managers[2].resume();
+    wait::until("the one that was away to catch up", || {
+        let names = managers[2].keyhole(["secret", "ls", "--format", "{{.Name}}"]);
+        match names.stdout == "meanwhile\n" {
+            true => Ok(()),
+            false => Err(names.stdout + &names.stderr),
+        }
+    });
+    assert_eq!(leads(&managers[2]).trim(), address, "still the newcomer");
+}
+
 /// The last step needs the vote of the one that goes: it must not stop before.
 #[test]
 fn of_two_managers_either_can_be_removed() {

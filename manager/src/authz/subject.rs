@@ -16,13 +16,13 @@ pub struct Denied {
     pub code: Code,
     /// For the caller.
     pub why: String,
-    /// For a manager that is not known: its certificate's id, and up to which index it is not.
-    pub unknown_manager: Option<(String, u64)>,
+    /// For a manager that was removed: its certificate's id.
+    pub removed_manager: Option<String>,
 }
 
 impl Denied {
     pub(super) fn new(code: Code, why: impl Into<String>) -> Self {
-        Self { code, why: why.into(), unknown_manager: None }
+        Self { code, why: why.into(), removed_manager: None }
     }
 }
 
@@ -128,24 +128,47 @@ impl FellowManager {
 
 impl Subject for FellowManager {
     fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
-        // Who has just joined knows no state yet; TLS has checked that the caller is of the cluster that it joined.
-        let identity = match (state.cluster(), caller) {
-            (None, Caller::Remote(peer)) => peer.identity.as_ref().ok_or_else(no_certificate)?,
-            _ => valid(caller, state)?,
-        };
-        if identity.role != Role::Manager {
-            let why = format!("a {}'s certificate is not a manager's", identity.role);
-            return Err(Denied::new(Code::PermissionDenied, why));
-        }
+        let identity = manager(caller, state)?;
         if state.cluster().is_none() {
             return Ok(Self { member: 0 });
         }
         let known = state.members().values().find(|member| member.node.as_str() == identity.id);
-        known.map(|member| Self { member: member.id }).ok_or_else(|| Denied {
-            code: Code::PermissionDenied,
-            why: format!("manager {} is no member of this cluster (any more)", identity.id),
-            unknown_manager: Some((identity.id.clone(), state.index())),
+        known.map(|member| Self { member: member.id }).ok_or_else(|| {
+            let why = format!("manager {} is no member of this cluster", identity.id);
+            Denied::new(Code::PermissionDenied, why)
         })
+    }
+}
+
+/// Another manager that this cluster's CA has let in and that was not removed since. It may have joined while this one was
+/// away, and be the one from which it learns of that; what it says is judged by Raft's own rules.
+#[derive(Debug)]
+pub struct RaftPeer(());
+
+impl Subject for RaftPeer {
+    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+        manager(caller, state).map(|_| Self(()))
+    }
+}
+
+/// A manager's certificate, of one that was not removed.
+fn manager<'a>(caller: &'a Caller, state: &State) -> Result<&'a PeerIdentity, Denied> {
+    // Who has just joined knows no state yet; TLS has checked that the caller is of the cluster that it joined.
+    let identity = match (state.cluster(), caller) {
+        (None, Caller::Remote(peer)) => peer.identity.as_ref().ok_or_else(no_certificate)?,
+        _ => valid(caller, state)?,
+    };
+    match identity.role {
+        Role::Manager if state.was_removed(&identity.id) => Err(Denied {
+            code: Code::PermissionDenied,
+            why: format!("manager {} was removed from this cluster", identity.id),
+            removed_manager: Some(identity.id.clone()),
+        }),
+        Role::Manager => Ok(identity),
+        role => {
+            let why = format!("a {role}'s certificate is not a manager's");
+            Err(Denied::new(Code::PermissionDenied, why))
+        }
     }
 }
 

@@ -88,6 +88,7 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
             .map(|(id, heads)| (*id, heads_out(heads)))
             .collect(),
         former_cas: cluster.former_cas.iter().map(former_ca_out).collect(),
+        removed_managers: cluster.removed_managers.iter().map(ToString::to_string).collect(),
         last_backup_at: cluster.last_backup_at.map(|at| at.0),
     }
 }
@@ -127,6 +128,11 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
             .map(|(id, heads)| Ok((id, heads_in(heads)?)))
             .collect::<Result<_>>()?,
         former_cas: row.former_cas.into_iter().map(former_ca_in).collect(),
+        removed_managers: row
+            .removed_managers
+            .iter()
+            .map(|id| parse("cluster.removed_managers", id))
+            .collect::<Result<_>>()?,
         last_backup_at: row.last_backup_at.map(Timestamp),
     })
 }

@@ -26,7 +26,7 @@ pub use machine::{Change, StateMachine};
 pub(crate) use membership::keep_membership;
 pub(crate) use offline::{Offline, fill};
 pub(crate) use peer_service::PeerApi;
-pub(crate) use peers::{MAX_CALL, not_a_member};
+pub(crate) use peers::{MAX_CALL, removed};
 pub use peers::{PeerError, Peers};
 pub use snapshot::{SnapshotData, SnapshotInput};
 pub use types::{Command, Peer, Response, TypeConfig};

@@ -1,7 +1,7 @@
 //! The Peer service: what other managers call.
 //!
-//! Depends on the gate and on openraft. Invariant: only a manager that is a member is heard, and only with what is meant
-//! for this member.
+//! Depends on the gate and on openraft. Invariant: only a manager that was let in and not removed is heard, and only
+//! with what is meant for this member.
 use super::handle::Progress;
 use super::peer_codec as codec;
 use super::snapshot::SnapshotInput;

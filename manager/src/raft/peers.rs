@@ -23,7 +23,6 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use prost::Message;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -239,8 +238,7 @@ impl Peers {
             self.lines().remove(&at);
         }
         if let PeerError::Status(status) = error
-            && let Some(ways) = self.inner.ways.get()
-            && is_removal(status, ways.live.state().index())
+            && is_removal(status)
         {
             self.inner.removed.send_replace(Some(status.message().to_owned()));
         }
@@ -251,19 +249,16 @@ impl Peers {
     }
 }
 
-/// A refusal by one who does not know the caller, with the index that he has applied.
-pub(crate) fn not_a_member(why: String, applied: u64) -> Status {
-    let details = v1::ReadIndexReply { index: applied }.encode_to_vec();
-    Status::with_details(Code::PermissionDenied, why, Bytes::from(details))
+/// What tells a removal from any other refusal.
+const REMOVED: &[u8] = b"removed";
+
+/// The refusal of a manager that was removed, which is for good.
+pub(crate) fn removed(why: String) -> Status {
+    Status::with_details(Code::PermissionDenied, why, Bytes::from_static(REMOVED))
 }
 
-/// Whether a refusal means that this manager was removed: who refuses knows all that this manager knows, and more. One
-/// that is behind may only not have heard of it yet.
-fn is_removal(status: &Status, applied: u64) -> bool {
-    if status.code() != Code::PermissionDenied || status.details().is_empty() {
-        return false;
-    }
-    v1::ReadIndexReply::decode(status.details()).is_ok_and(|theirs| theirs.index >= applied)
+fn is_removal(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied && status.details() == REMOVED
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {
@@ -403,12 +398,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_knows_as_much_can_say_that_this_manager_was_removed() {
-        let status = not_a_member("no member".to_owned(), 7);
-        assert!(is_removal(&status, 7) && is_removal(&status, 6));
-        assert!(!is_removal(&status, 8), "it is behind");
-        assert!(!is_removal(&Status::permission_denied("no"), 0), "another refusal");
-        let elsewhere = Status::with_details(Code::Unavailable, "x", Bytes::from_static(&[8, 9]));
-        assert!(!is_removal(&elsewhere, 0));
+    fn a_removal_is_told_from_other_refusals() {
+        assert!(is_removal(&removed("gone".to_owned())));
+        assert!(!is_removal(&Status::permission_denied("no")), "another refusal");
+        let elsewhere = Status::with_details(Code::Unavailable, "x", Bytes::from_static(REMOVED));
+        assert!(!is_removal(&elsewhere));
     }
 }

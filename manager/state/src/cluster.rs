@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use keyhole_domain::{ClusterId, Timestamp};
+use keyhole_domain::{ClusterId, NodeId, Timestamp};
 
 use crate::{
     AuditHead, ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, apply::Change,
@@ -117,6 +117,8 @@ pub struct Cluster {
     pub audit_heads: BTreeMap<u64, Vec<AuditHead>>,
     /// The root CAs before this one that are still believed, the oldest first.
     pub former_cas: Vec<FormerCa>,
+    /// The certificates' ids of managers that were removed: what they say is refused for good.
+    pub removed_managers: BTreeSet<NodeId>,
     /// When the last backup was begun; as of before it in the backup itself.
     pub last_backup_at: Option<Timestamp>,
 }
@@ -162,6 +164,7 @@ impl State {
             rekey: false,
             audit_heads: BTreeMap::new(),
             former_cas: Vec::new(),
+            removed_managers: BTreeSet::new(),
             last_backup_at: None,
         });
         let key = RowKey::Member(init.member.id);

@@ -95,7 +95,8 @@ impl State {
         keys: &MemberKeys,
     ) -> Result<Change, Rejected> {
         let taken = self.nodes.contains_key(&member.node)
-            || self.members.values().any(|known| known.node == member.node);
+            || self.members.values().any(|known| known.node == member.node)
+            || self.was_removed(member.node.as_str());
         if taken {
             return Err(Rejected::IdTaken { kind: "manager", id: member.node.to_string() });
         }
@@ -132,13 +133,18 @@ impl State {
 
     pub(crate) fn remove_member(&mut self, id: u64) -> Result<Change, Rejected> {
         self.someone_votes_without(id)?;
-        if self.members.remove(&id).is_none() {
-            return Err(Rejected::NoMember { id });
-        }
+        let removed = self.members.remove(&id).ok_or(Rejected::NoMember { id })?;
         let cluster = self.cluster_mut()?;
+        cluster.removed_managers.insert(removed.node);
         cluster.unseal_for(id);
         cluster.audit_heads.remove(&id);
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
+    }
+
+    /// Whether a certificate's id was a manager's that was removed.
+    pub fn was_removed(&self, manager: &str) -> bool {
+        let removed = self.cluster().map(|cluster| &cluster.removed_managers);
+        removed.is_some_and(|removed| removed.iter().any(|id| id.as_str() == manager))
     }
 
     fn someone_votes_without(&self, id: u64) -> Result<(), Rejected> {

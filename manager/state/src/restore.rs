@@ -87,7 +87,9 @@ impl State {
     fn stand_alone(&mut self, member: Member) -> Change {
         let id = member.id;
         let before = std::mem::replace(&mut self.members, BTreeMap::from([(id, member)]));
+        let others = before.values().filter(|other| other.id != id).map(|other| other.node);
         if let Some(cluster) = &mut self.cluster {
+            cluster.removed_managers.extend(others);
             cluster.audit_heads.retain(|of, _| *of == id);
         }
         let rows = before.into_keys().chain([id]).map(RowKey::Member).chain([RowKey::Cluster]);

@@ -395,6 +395,26 @@ fn a_manager_gets_the_next_number_and_seals_of_all_keys() {
     assert_eq!(cluster.state.voters(), [1, 3].into());
 }
 
+/// What a removed manager says is refused, and a manager that nobody knows yet is told from it.
+#[test]
+fn removed_managers_are_remembered_and_never_come_back() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    let mut back = cluster.state.members()[&2].clone();
+    let name = back.node.to_string();
+    assert!(!cluster.state.was_removed(&name));
+    cluster.run(Command::RemoveMember { id: 2 }).unwrap();
+    assert!(cluster.state.was_removed(&name));
+    assert!(!cluster.state.was_removed(cluster.state.members()[&1].node.as_str()));
+    assert!(!cluster.state.was_removed("nobody"));
+    back.id = 3;
+    let refused = cluster.run(Command::AddMember { member: back, keys: keys(&[1]) });
+    assert!(
+        matches!(refused, Err(Rejected::IdTaken { .. })),
+        "its certificate is refused everywhere"
+    );
+}
+
 #[test]
 fn the_last_vote_is_never_given_away() {
     let mut cluster = Cluster::new();
@@ -503,6 +523,9 @@ fn a_restored_cluster_keeps_what_it_had_and_has_new_keys() {
     cluster.run(restoration(3, 1, 1000)).unwrap();
     assert_eq!(cluster.state.secrets(), before.secrets());
     assert!(cluster.state.members().keys().eq(&[3]));
+    for old in before.members().values() {
+        assert!(cluster.state.was_removed(old.node.as_str()), "who comes back is told");
+    }
     let (old, new) = (before.cluster().unwrap(), cluster.state.cluster().unwrap());
     assert_eq!((new.id, new.incarnation, new.next_member), (old.id, 2, 4));
     assert_eq!(new.roots(Timestamp(999)), [vec![2], vec![1]]);
@@ -535,6 +558,10 @@ fn a_forced_cluster_has_one_member_and_no_seals_for_others() {
     let now = cluster.state.cluster().unwrap();
     assert_eq!((now.incarnation, now.next_member), (2, 4));
     assert!(now.rekey, "the others have known the keys");
+    let removed = |id: u64| {
+        cluster.state.was_removed(NodeId::from_entropy(self::id(100 + id as u8)).as_str())
+    };
+    assert!(removed(2) && !removed(3), "who comes back is told");
     assert!(now.audit_heads.is_empty());
 }
 
