@@ -28,7 +28,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::audit::{AuditLog, keep_noted};
 use crate::authz::Authorized;
-use crate::ca::{CaApi, keep_renewed, keep_roots};
+use crate::ca::{CaApi, keep_ca, keep_renewed, keep_roots};
 use crate::cut_off::watch_quorum;
 use crate::dispatch::DispatchApi;
 use crate::listen::{OperatorSocket, Services, bind_port};
@@ -106,6 +106,7 @@ impl Manager {
         tasks.spawn(shell.clone().follow_changes());
         tasks.spawn(keep_renewed(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_roots(shell.clone(), Authorized::of_member(shell.own.member)));
+        tasks.spawn(keep_ca(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(tend_audit(shell.audit.clone()));
         tasks.spawn(watch_quorum(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_keyring(shell.clone(), Authorized::of_member(shell.own.member)));

@@ -127,6 +127,7 @@ pub mod act {
             RemoveManager "manager.rm",
             TransferLeader "manager.transfer-leader",
             RotateKeys "cluster.rotate-keys",
+            RotateCa "cluster.ca.rotate",
             JoinToken "cluster.join-token",
             Backup "cluster.backup";
         OperatorSubject, false:

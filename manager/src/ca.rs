@@ -8,11 +8,13 @@ pub(crate) mod kept;
 mod own;
 mod roots;
 mod service;
+mod succession;
 mod token;
 
 pub(crate) use own::{keep_renewed, own_identity};
 pub(crate) use roots::keep_roots;
 pub use service::CaApi;
+pub(crate) use succession::{former_ca, keep_ca, new_ca};
 pub(crate) use token::{current_token, new_token};
 
 use keyhole_domain::{ClusterId, NodeId};

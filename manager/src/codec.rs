@@ -107,6 +107,7 @@ fn member_keys_in(keys: v1::MemberKeys) -> Result<state::MemberKeys> {
     Ok(state::MemberKeys {
         ca: seal_in(required("keys.ca", keys.ca)?),
         keyring: keys.keyring.into_iter().map(|(epoch, key)| (epoch, seal_in(key))).collect(),
+        ca_number: keys.ca_number,
     })
 }
 
@@ -114,6 +115,7 @@ fn member_keys_out(keys: &state::MemberKeys) -> v1::MemberKeys {
     v1::MemberKeys {
         ca: Some(seal_out(&keys.ca)),
         keyring: keys.keyring.iter().map(|(epoch, key)| (*epoch, seal_out(key))).collect(),
+        ca_number: keys.ca_number,
     }
 }
 

@@ -14,6 +14,7 @@ use keyhole_proto::v1;
 use keyhole_state::{Command, Outcome, Rejected};
 use keyhole_wire::format;
 use keyhole_wire::seal::{EdgePublicKey, StreamSealer};
+use keyhole_wire::tls::key_id;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -101,7 +102,11 @@ async fn open(
     let live: Result<Vec<TaskId>, _> = request.live.iter().map(|id| id.parse()).collect();
     let last = revision_in(request.last);
     catch_up(shell, &by, last).await?;
-    let command = Command::SyncTasks { node, live: live.map_err(invalid)? };
+    let ca_number = shell.view_cluster(&by, |_, cluster| {
+        let current = key_id(&cluster.ca_certificate) == by.subject().authority();
+        Ok(if current { cluster.ca_number } else { cluster.ca_number.saturating_sub(1) })
+    })?;
+    let command = Command::SyncTasks { node, live: live.map_err(invalid)?, ca_number };
     shell.propose(&by, command).await?;
     let (own, exporter) = (&shell.own, by.subject().exporter());
     let info = stream_info(&own.cluster, own.manager.as_str(), node.as_str(), exporter);

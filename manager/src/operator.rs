@@ -101,6 +101,7 @@ operator_api! {
     remove_manager(ObjectRequest) -> Removed: RemoveManager, managers::remove;
     transfer_leader(TransferRequest) -> ManagerInfo: TransferLeader, managers::transfer_leader;
     rotate_keys(RotateKeysRequest) -> ClusterInfo: RotateKeys, cluster::rotate_keys;
+    rotate_ca(RotateCaRequest) -> ClusterInfo: RotateCa, cluster::rotate_ca;
     join_token(JoinTokenRequest) -> JoinTokenReply: JoinToken, cluster::join_token;
     audit_heads(AuditHeadsRequest) -> AuditHeadsReply: AuditHeads, audits::heads;
 }

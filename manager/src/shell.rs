@@ -297,6 +297,15 @@ impl Shell {
         Ok((cluster.epoch, key))
     }
 
+    /// Ends the connections whose certificates are of other CAs than those with these keys' ids; how many.
+    pub(crate) fn end_strange<A: Action>(
+        &self,
+        _by: &Authorized<A>,
+        authorities: &[Vec<u8>],
+    ) -> usize {
+        self.connections.close_strange(authorities)
+    }
+
     /// The index of the last applied entry, as it moves.
     pub(crate) fn applied<A: Action>(&self, _by: &Authorized<A>) -> watch::Receiver<u64> {
         self.replica.applied()

@@ -110,6 +110,7 @@ pub struct AgentHandle {
     requests: mpsc::UnboundedSender<Request>,
     status: watch::Receiver<AgentStatus>,
     managers: watch::Receiver<Vec<String>>,
+    ca: watch::Receiver<Vec<u8>>,
 }
 
 impl AgentHandle {
@@ -135,6 +136,11 @@ impl AgentHandle {
     pub fn managers(&self) -> watch::Receiver<Vec<String>> {
         self.managers.clone()
     }
+
+    /// The id of the root CA's key, as the managers say; empty until they do.
+    pub fn ca(&self) -> watch::Receiver<Vec<u8>> {
+        self.ca.clone()
+    }
 }
 
 /// The agent.
@@ -150,6 +156,7 @@ pub struct Agent {
     requests: mpsc::UnboundedReceiver<Request>,
     status: watch::Sender<AgentStatus>,
     managers: watch::Sender<Vec<String>>,
+    ca: watch::Sender<Vec<u8>>,
 }
 
 /// An agent of `membership` that has not begun, and the way to it.
@@ -162,12 +169,22 @@ pub fn agent(
     let (status, status_out) = watch::channel(AgentStatus::default());
     let known = addresses(&membership.managers, &configured);
     let (managers, managers_out) = watch::channel(known);
+    let (ca, ca_out) = watch::channel(Vec::new());
     let seen = core.revision();
     // Whatever the worker before this one had is claimed, or its claim was lost.
     let errands = Errands::new(core.tasks().iter().map(|task| task.id));
-    let agent =
-        Agent { membership, core, configured, seen, errands, requests: receiver, status, managers };
-    (agent, AgentHandle { requests, status: status_out, managers: managers_out })
+    let agent = Agent {
+        membership,
+        core,
+        configured,
+        seen,
+        errands,
+        requests: receiver,
+        status,
+        managers,
+        ca,
+    };
+    (agent, AgentHandle { requests, status: status_out, managers: managers_out, ca: ca_out })
 }
 
 /// The cluster's own list first; what the operator gave may be out of date.

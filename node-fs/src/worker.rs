@@ -179,7 +179,8 @@ fn serve(config_fd: RawFd) -> Result<(), WorkerError> {
 
     let (agent, agent_handle) =
         agent::agent(membership.clone(), config.join.clone(), handle.clone());
-    let renewal = Renewal::new(membership.clone(), store, agent_handle.managers());
+    let renewal =
+        Renewal::new(membership.clone(), store, (agent_handle.managers(), agent_handle.ca()));
     let facts = NodeFacts { membership, mount: config.mount.clone(), worker_starts };
     let parts =
         Parts { agent, agent_handle, renewal, core: handle, root, cgroups, facts, listener };

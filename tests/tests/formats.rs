@@ -131,6 +131,7 @@ fn part() -> v1::AssignmentPart {
         more: true,
         managers: vec!["127.0.0.1:7070".into()],
         changed_grants: vec![v1::ChangedGrantsRecord { task: "w".repeat(25), grants: vec![grant] }],
+        ca: vec![10; 20].into(),
     }
 }
 

@@ -175,7 +175,8 @@ fn command(step: &Step, state: &State) -> Option<Command> {
             Command::EndTask { id: task(*n), node: node(*on), reason: "over".into() }
         }
         Step::Sync(on, live) => {
-            Command::SyncTasks { node: node(*on), live: live.iter().map(|n| task(*n)).collect() }
+            let live = live.iter().map(|n| task(*n)).collect();
+            Command::SyncTasks { node: node(*on), live, ca_number: 0 }
         }
         Step::Join(n) => Command::JoinNode { id: node(*n), hostname: name("h", *n) },
         Step::Change(n, zone, availability) => Command::ChangeNode {

@@ -20,7 +20,7 @@ pub use client::{
 pub use connections::Connections;
 pub use identity::{Identity, IdentityError};
 pub use live::{LiveTls, TlsError};
-pub use peer::{PeerIdentity, PeerIdentityError};
+pub use peer::{PeerIdentity, PeerIdentityError, key_id};
 pub use role::Role;
 pub use server::{Limits, PeerInfo, TlsConn, incoming};
 

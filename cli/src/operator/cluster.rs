@@ -34,11 +34,18 @@ pub(crate) enum ClusterCommand {
         keyhole cluster rotate-keys --wait     (until every value is under it and the old key is gone)\n\n\
         The join tokens change with it. It is done by itself when a manager is removed or demoted.")]
     RotateKeys(RotateKeys),
+    /// Print the root CA's certificate, or replace the CA
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster ca                     (the certificate)\n  \
+        keyhole cluster ca --rotate --wait     (until all managers and nodes have new certificates)\n\n\
+        Tasks notice nothing. Join tokens change with it, for they name the CA. It is done by itself when a manager is\n\
+        removed or demoted.")]
+    Ca(Ca),
     /// Change settings of the cluster
     #[command(after_help = "Examples:\n  \
         keyhole cluster update --unconstrained deny\n  \
         keyhole cluster update --quota 2GiB --cert-expiry 12h\n  \
-        keyhole cluster update --forget-former-ca         (some time after a restore)")]
+        keyhole cluster update --forget-former-ca         (after a restore or a new CA)")]
     Update(Update),
     /// Write all that the cluster has to one encrypted file, while it runs
     #[command(after_help = "Examples:\n  \
@@ -94,6 +101,17 @@ pub(crate) struct RotateKeys {
     wait: bool,
 }
 
+/// `ca`
+#[derive(Debug, Args)]
+pub(crate) struct Ca {
+    /// Make a new root CA; the one before is believed until all have a certificate of the new one
+    #[arg(long)]
+    rotate: bool,
+    /// Wait until the CA before is believed no longer
+    #[arg(long, requires = "rotate")]
+    wait: bool,
+}
+
 /// Whether services without a constraint get nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Unconstrained {
@@ -115,7 +133,7 @@ pub(crate) struct Update {
     /// How long certificates live: 24h, 30m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     cert_expiry: Option<Duration>,
-    /// Believe certificates of root CAs before the last restore no longer
+    /// Believe certificates of root CAs before the current one no longer
     #[arg(long)]
     forget_former_ca: bool,
 }
@@ -127,6 +145,7 @@ impl ClusterCommand {
             Self::Status(status) => status.run(global, console).await,
             Self::JoinToken(token) => token.run(global, console).await,
             Self::RotateKeys(rotate) => rotate.run(global, console).await,
+            Self::Ca(ca) => ca.run(global, console).await,
             Self::Update(update) => update.run(global, console).await,
             Self::Backup(backup) => backup.run(global, console).await,
             Self::Restore(restore) => restore.run(console).await,
@@ -201,7 +220,9 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("KeyEpoch", cluster.epoch.into()),
         ("UnderOldKeys", cluster.under_old_keys.into()),
         ("LastBackupAt", moment(cluster.last_backup_at).into()),
+        ("CANumber", cluster.ca_number.into()),
         ("FormerCAUntil", moment(cluster.former_cas_until).into()),
+        ("FormerCertificates", cluster.former_certificates.into()),
         ("Secrets", cluster.secrets.into()),
         ("Services", cluster.services.into()),
         ("Nodes", cluster.nodes.into()),
@@ -222,7 +243,11 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
     };
     let former = match cluster.former_cas_until {
         0 => String::new(),
-        until => format!("; the one before is believed until {}", time::rfc3339(until)),
+        until => format!(
+            "; the one before is believed until {} for {} managers and nodes without a new certificate",
+            time::rfc3339(until),
+            cluster.former_certificates
+        ),
     };
     let used = size::human(cluster.value_bytes);
     let lifetime = Duration::from_secs(cluster.certificate_seconds);
@@ -325,6 +350,29 @@ impl RotateKeys {
             cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
         }
         console.line(&format!("key epoch {epoch}"))
+    }
+}
+
+impl Ca {
+    async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
+        const AGAIN: Duration = Duration::from_millis(100);
+        let mut manager = Manager::connect(global).await?;
+        if !self.rotate {
+            let cluster =
+                manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
+            let certificate = pem::Pem::new("CERTIFICATE", cluster.ca_certificate.to_vec());
+            let line_ending = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+            return console.line(pem::encode_config(&certificate, line_ending).trim_end());
+        }
+        let mut cluster = manager.api.rotate_ca(v1::RotateCaRequest {}).await?.into_inner();
+        let number = cluster.ca_number;
+        while self.wait && cluster.ca_number == number && cluster.former_cas_until > 0 {
+            let left = cluster.former_certificates;
+            console.progress(&format!("{left} managers and nodes have no new certificate yet"));
+            tokio::time::sleep(AGAIN).await;
+            cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
+        }
+        console.line(&format!("root CA {number}"))
     }
 }
 

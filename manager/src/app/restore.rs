@@ -12,10 +12,9 @@ use std::sync::Arc;
 use keyhole_domain::{ClusterId, NodeId, Timestamp};
 use keyhole_secmem::{Key32, SecretBytes};
 use keyhole_state::{
-    Actor, Cluster, Command, Envelope, FormerCa, Member, Restoration, Row, State, TokenRole, audit,
+    Actor, Cluster, Command, Envelope, Member, Restoration, Row, State, TokenRole, audit,
 };
 use keyhole_wire::seal::EdgeKeyPair;
-use keyhole_wire::tls::EXPIRED_GRACE;
 
 use super::StartError;
 use super::init::{MEMBER_KEY, copied, folder_error, own_hostname, random, refuse_strangers};
@@ -235,7 +234,7 @@ fn restoration(
         voter: true,
     };
     let (root, ca_key) = ca::new_root(&cluster.id).map_err(|e| odd(&e))?;
-    let former = former(cluster, &ca_key, &keys.ca_key).map_err(|e| odd(&e))?;
+    let former = ca::former_ca(cluster, &ca_key, &keys.ca_key).map_err(|e| odd(&e))?;
     let value_key = copied(&keys.value_key)?;
     let seal = |purpose, key: &SecretBytes| {
         seal_key_for_members(&cluster.id, purpose, key, [&member]).map_err(|e| odd(&e))
@@ -255,18 +254,6 @@ fn restoration(
         ca_certificate: root,
     };
     Ok((member, restoration))
-}
-
-/// The CA of the backup, by which nodes believe the new one for as long as they may renew.
-fn former(
-    cluster: &Cluster,
-    new_key: &SecretBytes,
-    old_key: &SecretBytes,
-) -> Result<FormerCa, ca::CaError> {
-    let until = clock::unix_seconds() + EXPIRED_GRACE.as_secs();
-    let certificate = cluster.ca_certificate.clone();
-    let cross = ca::cross_sign(&cluster.id, new_key, (&certificate, old_key), until)?;
-    Ok(FormerCa { certificate, cross, until: Timestamp(until.saturating_mul(1_000_000_000)) })
 }
 
 /// Makes the store beside its place, and puts it there when it is whole.

@@ -67,6 +67,7 @@ impl Subject for OperatorSubject {
 pub struct MemberNode {
     id: NodeId,
     exporter: [u8; 32],
+    authority: Vec<u8>,
     address: String,
     not_after: u64,
 }
@@ -80,6 +81,11 @@ impl MemberNode {
     /// The exporter of the TLS connection that it called on.
     pub fn exporter(&self) -> &[u8; 32] {
         &self.exporter
+    }
+
+    /// The id of the key of the CA that signed its certificate.
+    pub fn authority(&self) -> &[u8] {
+        &self.authority
     }
 
     /// Where it called from.
@@ -105,6 +111,7 @@ impl Subject for MemberNode {
             Caller::Remote(peer) => Ok(Self {
                 id,
                 exporter: peer.exporter,
+                authority: identity.authority.clone(),
                 address: peer.addr.to_string(),
                 not_after: identity.not_after,
             }),

@@ -9,6 +9,7 @@ use keyhole_state::Cluster;
 use keyhole_wire::tls::certificate::key_and_csr;
 use keyhole_wire::tls::{Identity, Role, connect};
 
+use super::succession::until_succeeded;
 use super::{CaError, Holder, issue};
 use crate::authz::{Authorized, OwnWork};
 use crate::clock;
@@ -40,7 +41,7 @@ pub(crate) fn renewal_at(issued_millis: u64, end_millis: u64, random: u8) -> u64
     issued_millis + life / 2 + life * 3 / 10 * u64::from(random) / 255
 }
 
-/// Renews this manager's leaf for as long as it runs; live connections keep theirs.
+/// Renews this manager's leaf for as long as it runs, at once if the root CA is another one; live connections keep theirs.
 pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
     loop {
         let life =
@@ -51,7 +52,10 @@ pub(crate) async fn keep_renewed(shell: Arc<Shell>, by: Authorized<OwnWork>) {
         let _ = getrandom::fill(&mut random);
         let [random] = random;
         let at = renewal_at(now, life.end.saturating_mul(1000), random);
-        sleep_until(at, life.start.saturating_mul(1000)).await;
+        tokio::select! {
+            () = sleep_until(at, life.start.saturating_mul(1000)) => {}
+            () = until_succeeded(&shell, &by) => {}
+        }
         while let Err(error) = renew(&shell, &by).await {
             tracing::error!(%error, "cannot renew this manager's certificate; trying again");
             tokio::time::sleep(AGAIN).await;

@@ -3,7 +3,7 @@
 use keyhole_domain::{Constraint, Labels, Timestamp};
 use keyhole_proto::v1::{self, envelope as out};
 use keyhole_state::{
-    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NewKey, NodeChange,
+    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NewCa, NewKey, NodeChange,
     ResealItem, Restoration, RotateItem, TokenRole,
 };
 
@@ -108,7 +108,8 @@ fn command_out(command: &Command) -> out::Command {
             node: node.to_string(),
             reason: reason.clone(),
         }),
-        Command::SyncTasks { node, live } => Out::SyncTasks(out::SyncTasks {
+        Command::SyncTasks { node, live, ca_number } => Out::SyncTasks(out::SyncTasks {
+            ca_number: *ca_number,
             node: node.to_string(),
             live: live.iter().map(ToString::to_string).collect(),
         }),
@@ -152,6 +153,15 @@ fn command_out(command: &Command) -> out::Command {
             seq: *seq,
             hash: hash.to_vec().into(),
         }),
+        Command::RotateCa(new) => Out::RotateCa(out::RotateCa {
+            ca_number: new.number,
+            certificate: new.certificate.clone().into(),
+            key: Some(key_out(&new.key)),
+            former: Some(former_ca_out(&new.former)),
+        }),
+        Command::NoteCertificate { member, ca_number } => {
+            Out::NoteCertificate(out::NoteCertificate { member: *member, ca_number: *ca_number })
+        }
         Command::NoteBackup { recipients } => {
             Out::NoteBackup(out::NoteBackup { recipients: recipients.clone() })
         }
@@ -292,6 +302,7 @@ fn command_in(command: out::Command) -> Result<Command> {
             reason: end.reason,
         },
         In::SyncTasks(sync) => Command::SyncTasks {
+            ca_number: sync.ca_number,
             node: parse("node", &sync.node)?,
             live: sync.live.iter().map(|id| parse("live", id)).collect::<Result<_>>()?,
         },
@@ -335,6 +346,15 @@ fn command_in(command: out::Command) -> Result<Command> {
             seq: note.seq,
             hash: array32("hash", &note.hash)?,
         },
+        In::RotateCa(new) => Command::RotateCa(Box::new(NewCa {
+            number: new.ca_number,
+            certificate: new.certificate.into(),
+            key: key_in(required("key", new.key)?),
+            former: former_ca_in(required("former", new.former)?),
+        })),
+        In::NoteCertificate(note) => {
+            Command::NoteCertificate { member: note.member, ca_number: note.ca_number }
+        }
         In::NoteBackup(note) => Command::NoteBackup { recipients: note.recipients },
         In::ForgetFormerCas(_) => Command::ForgetFormerCas,
         In::Restore(new) => Command::Restore(Box::new(restore_in(new)?)),
@@ -469,7 +489,7 @@ mod tests {
         let third = Member { id: 3, node: NodeId::from_entropy([11; 16]), ..second.clone() };
         let restored = TokenRecord { hash: [12; 32], salt: [13; 32], epoch: 2 };
         let seal = KeySeal { enc: vec![3; 32], ciphertext: vec![4; 48] };
-        let keys = MemberKeys { ca: seal.clone(), keyring: [(1, seal)].into() };
+        let keys = MemberKeys { ca: seal.clone(), keyring: [(1, seal)].into(), ca_number: 0 };
         let new_token = token.clone();
         let constraints = vec!["node.labels.k==v".parse().unwrap()];
         let name = || "web".parse().unwrap();
@@ -530,7 +550,7 @@ mod tests {
             },
             Command::RollbackService { id: service },
             Command::ClaimTask { id: task, service, node, cgroup: "/x".into() },
-            Command::SyncTasks { node, live: vec![task] },
+            Command::SyncTasks { node, live: vec![task], ca_number: 0 },
             Command::EndTask { id: task, node, reason: "gone".into() },
             Command::RotateToken { role: TokenRole::Manager, token },
             Command::ChangeCluster(ClusterChange {
@@ -584,6 +604,17 @@ mod tests {
                 manager_token: restored,
             })),
             Command::ForceNewCluster { member: 3 },
+            Command::RotateCa(Box::new(NewCa {
+                number: 2,
+                certificate: vec![14],
+                key: third_key(),
+                former: FormerCa {
+                    certificate: vec![4, 5, 6],
+                    cross: vec![15],
+                    until: Timestamp(u64::MAX),
+                },
+            })),
+            Command::NoteCertificate { member: 3, ca_number: 2 },
             Command::ForgetFormerCas,
         ]
     }

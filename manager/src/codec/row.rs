@@ -88,6 +88,9 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
             .map(|(id, heads)| (*id, heads_out(heads)))
             .collect(),
         former_cas: cluster.former_cas.iter().map(former_ca_out).collect(),
+        ca_number: cluster.ca_number,
+        new_ca_due: cluster.new_ca_due,
+        uncertified: cluster.uncertified.iter().copied().collect(),
         removed_managers: cluster.removed_managers.iter().map(ToString::to_string).collect(),
         last_backup_at: cluster.last_backup_at.map(|at| at.0),
     }
@@ -128,6 +131,9 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
             .map(|(id, heads)| Ok((id, heads_in(heads)?)))
             .collect::<Result<_>>()?,
         former_cas: row.former_cas.into_iter().map(former_ca_in).collect(),
+        ca_number: row.ca_number,
+        new_ca_due: row.new_ca_due,
+        uncertified: row.uncertified.into_iter().collect(),
         removed_managers: row
             .removed_managers
             .iter()
@@ -228,6 +234,7 @@ fn node_out(node: &Node) -> v1::NodeRow {
         availability: availability_out(node.availability).into(),
         joined_at: node.joined_at.0,
         index: node.index,
+        former_certificate: node.former_certificate,
     }
 }
 
@@ -239,5 +246,6 @@ fn node_in(row: v1::NodeRow) -> Result<Node> {
         availability: required("node.availability", availability_in(row.availability))?,
         joined_at: Timestamp(row.joined_at),
         index: row.index,
+        former_certificate: row.former_certificate,
     })
 }

@@ -28,6 +28,8 @@ pub(super) struct Sources {
     cluster: Cluster,
     values: VecDeque<(ValueKey, Arc<SealedValue>)>,
     pub(super) managers: Vec<String>,
+    /// The id of the root CA's key, if the node is to be told.
+    pub(super) ca: Vec<u8>,
 }
 
 impl Sources {
@@ -48,6 +50,7 @@ impl Sources {
         Self {
             values: delta.values(before).into_iter().filter_map(value).collect(),
             managers: members.map(|member| member.address.clone()).collect(),
+            ca: Vec::new(),
             cluster: cluster.clone(),
             assignment: Arc::new(assignment),
             delta,
@@ -84,12 +87,13 @@ impl Parts {
         if self.done {
             return Ok(None);
         }
-        let Sources { delta, managers, .. } = &mut self.sources;
+        let Sources { delta, managers, ca, .. } = &mut self.sources;
         let mut part = v1::AssignmentPart {
             applies_to: delta.applies_to.map(revision_out),
             results_in: Some(revision_out(delta.results_in)),
             enc: std::mem::take(&mut self.enc).into(),
             managers: std::mem::take(managers),
+            ca: std::mem::take(ca).into(),
             removed_tasks: std::mem::take(&mut delta.removed)
                 .iter()
                 .map(TaskId::to_string)

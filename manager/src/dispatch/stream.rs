@@ -8,6 +8,7 @@ use std::time::Duration;
 use keyhole_domain::Assignment;
 use keyhole_proto::v1;
 use keyhole_wire::seal::StreamSealer;
+use keyhole_wire::tls::key_id;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
@@ -33,6 +34,8 @@ pub(super) struct NodeStream {
     sent: Option<Arc<Assignment>>,
     /// The managers as the node knows them.
     managers: Vec<String>,
+    /// The root CA as the node knows it.
+    ca: Option<u32>,
 }
 
 /// Why a stream ends.
@@ -56,7 +59,7 @@ impl NodeStream {
         ticket: Ticket,
         (sealer, enc): (StreamSealer, Vec<u8>),
     ) -> Self {
-        Self { shell, by, ticket, sealer, enc, sent: None, managers: Vec::new() }
+        Self { shell, by, ticket, sealer, enc, sent: None, managers: Vec::new(), ca: None }
     }
 
     /// Until the node leaves, is removed, or opens another stream.
@@ -110,7 +113,11 @@ impl NodeStream {
         };
         let before = self.sent.as_deref();
         let mut sources = self.shell.view_cluster(&self.by, |state, cluster| {
-            Ok(Sources::read(state, cluster, node, before))
+            let mut sources = Sources::read(state, cluster, node, before);
+            if self.ca.replace(cluster.ca_number) != Some(cluster.ca_number) {
+                sources.ca = key_id(&cluster.ca_certificate);
+            }
+            Ok(sources)
         })?;
         let revision = sources.assignment.revision;
         if sources.managers == self.managers {
@@ -118,7 +125,7 @@ impl NodeStream {
         } else {
             self.managers.clone_from(&sources.managers);
         }
-        if sources.delta.is_empty() && sources.managers.is_empty() {
+        if sources.delta.is_empty() && sources.managers.is_empty() && sources.ca.is_empty() {
             self.ticket.finish(wanted, revision, None);
             return Ok(());
         }

@@ -75,6 +75,26 @@ pub(super) async fn rotate_keys(
     describe(shell, by).await
 }
 
+/// A new root CA; the one before is believed until all nodes and managers have a certificate of the new one.
+pub(super) async fn rotate_ca(
+    shell: &Shell,
+    by: &Authorized<act::RotateCa>,
+    _: v1::RotateCaRequest,
+) -> Reply<v1::ClusterInfo> {
+    for attempt in 1.. {
+        let new = shell.view_cluster(by, |state, cluster| {
+            let new = ca::new_ca(state, cluster, shell.keyring.own());
+            new.map_err(|e| internal("cannot make a new root CA", e))
+        })?;
+        match shell.propose(by, Command::RotateCa(Box::new(new))).await {
+            Ok(_) => break,
+            Err(Refused::Rejected(Rejected::CaRaced { .. })) if attempt < ATTEMPTS => {}
+            Err(refused) => return Err(refused.into()),
+        }
+    }
+    describe(shell, by).await
+}
+
 pub(super) async fn join_token(
     shell: &Shell,
     by: &Authorized<act::JoinToken>,
@@ -164,6 +184,9 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         epoch: cluster.epoch,
         last_backup_at: cluster.last_backup_at.map_or(0, |at| at.0),
         former_cas_until: cluster.former_cas.iter().map(|ca| ca.until.0).max().unwrap_or(0),
+        ca_number: cluster.ca_number,
+        former_certificates: count(state.former_certificates()),
+        ca_certificate: cluster.ca_certificate.clone().into(),
         refused: shell.audit.refusals(),
     }
 }

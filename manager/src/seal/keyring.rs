@@ -111,6 +111,7 @@ pub fn seal_keys_for(
     let keyring = keyring.map(|(epoch, key)| Ok((*epoch, seal(Purpose::Keyring(*epoch), key)?)));
     Ok(MemberKeys {
         ca: seal(Purpose::Ca, &cluster.ca_key)?,
+        ca_number: cluster.ca_number,
         keyring: keyring.collect::<Result<_, KeyringError>>()?,
     })
 }

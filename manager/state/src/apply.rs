@@ -73,7 +73,9 @@ impl State {
                 self.claim_task(at, *id, *service, *node, cgroup)
             }
             Command::EndTask { id, node, reason } => self.end_task(at, *id, *node, reason),
-            Command::SyncTasks { node, live } => self.sync_tasks(at, *node, live),
+            Command::SyncTasks { node, live, ca_number } => {
+                self.sync_tasks(at, *node, live, *ca_number)
+            }
             Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),
             Command::ChangeNode { id, change } => self.change_node(index, *id, change),
             Command::RemoveNode { id } => self.remove_node(*id),
@@ -87,6 +89,10 @@ impl State {
             Command::ChangeCluster(change) => self.change_cluster(change),
             Command::NoteAuditHead { member, seq, hash } => {
                 self.note_audit_head(*member, AuditHead { seq: *seq, hash: *hash, at })
+            }
+            Command::RotateCa(new) => self.rotate_ca(at, new),
+            Command::NoteCertificate { member, ca_number } => {
+                self.note_certificate(*member, *ca_number)
             }
             Command::NoteBackup { .. } => self.note_backup(at),
             Command::ForgetFormerCas => self.forget_former_cas(),

@@ -69,7 +69,8 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::ForgetFormerCas => "cluster.forget-former-cas",
         Command::Restore(_) => "cluster.restore",
         Command::ForceNewCluster { .. } => "cluster.force-new",
-        Command::NoteAuditHead { .. } => return None,
+        Command::RotateCa(_) => "cluster.ca.rotate",
+        Command::NoteAuditHead { .. } | Command::NoteCertificate { .. } => return None,
     })
 }
 
@@ -115,7 +116,9 @@ impl State {
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
             Command::ChangeCluster(_)
             | Command::ForgetFormerCas
-            | Command::NoteAuditHead { .. } => Vec::new(),
+            | Command::NoteAuditHead { .. }
+            | Command::NoteCertificate { .. } => Vec::new(),
+            Command::RotateCa(new) => vec![format!("CA {}", new.number)],
             Command::NoteBackup { recipients } if recipients.is_empty() => {
                 vec!["to a passphrase".to_owned()]
             }

@@ -117,6 +117,12 @@ pub struct Cluster {
     pub audit_heads: BTreeMap<u64, Vec<AuditHead>>,
     /// The root CAs before this one that are still believed, the oldest first.
     pub former_cas: Vec<FormerCa>,
+    /// How many root CAs there were before this one.
+    pub ca_number: u32,
+    /// Whether somebody knows the root CA's key who shall not any more: a new one is due.
+    pub new_ca_due: bool,
+    /// Members that have no certificate of this root CA yet.
+    pub uncertified: BTreeSet<u64>,
     /// The certificates' ids of managers that were removed: what they say is refused for good.
     pub removed_managers: BTreeSet<NodeId>,
     /// When the last backup was begun; as of before it in the backup itself.
@@ -134,6 +140,22 @@ impl Cluster {
     pub fn crosses(&self, at: Timestamp) -> Vec<Vec<u8>> {
         let crosses: Vec<_> = self.former_cas_at(at).map(|former| former.cross.clone()).collect();
         crosses.into_iter().rev().collect()
+    }
+
+    /// Takes the next root CA.
+    pub(crate) fn succeed(
+        &mut self,
+        at: Timestamp,
+        certificate: &[u8],
+        key: &SealedKey,
+        former: &FormerCa,
+    ) {
+        self.ca_number += 1;
+        self.new_ca_due = false;
+        self.ca_certificate = certificate.to_vec();
+        self.ca_key = key.clone();
+        self.former_cas.retain(|former| at < former.until);
+        self.former_cas.push(former.clone());
     }
 
     fn former_cas_at(&self, at: Timestamp) -> impl Iterator<Item = &FormerCa> {
@@ -164,6 +186,9 @@ impl State {
             rekey: false,
             audit_heads: BTreeMap::new(),
             former_cas: Vec::new(),
+            ca_number: 0,
+            new_ca_due: false,
+            uncertified: BTreeSet::new(),
             removed_managers: BTreeSet::new(),
             last_backup_at: None,
         });

@@ -6,8 +6,8 @@ use keyhole_domain::{
 };
 
 use crate::{
-    Availability, Member, MemberKeys, NewKey, ResealItem, Restoration, SealedKey, SealedValue,
-    TokenRecord, TokenRole, Unconstrained,
+    Availability, Member, MemberKeys, NewCa, NewKey, ResealItem, Restoration, SealedKey,
+    SealedValue, TokenRecord, TokenRole, Unconstrained,
 };
 
 /// Who asked, as the manager that authorised it saw him.
@@ -158,7 +158,7 @@ pub enum Command {
     /// A node says that a task ended.
     EndTask { id: TaskId, node: NodeId, reason: String },
     /// A node says which tasks it still has; all others of it ended.
-    SyncTasks { node: NodeId, live: Vec<TaskId> },
+    SyncTasks { node: NodeId, live: Vec<TaskId>, ca_number: u32 },
     /// A machine joined.
     JoinNode { id: NodeId, hostname: String },
     /// An operator changes a node.
@@ -183,6 +183,10 @@ pub enum Command {
     ChangeCluster(ClusterChange),
     /// A manager says how far its own audit goes: the last line's number and hash.
     NoteAuditHead { member: u64, seq: u64, hash: [u8; 32] },
+    /// A new root CA; the one before is believed meanwhile.
+    RotateCa(Box<NewCa>),
+    /// A manager has a certificate of that root CA, by [`crate::Cluster::ca_number`].
+    NoteCertificate { member: u64, ca_number: u32 },
     /// A backup begins, to these recipients; none is a passphrase.
     NoteBackup { recipients: Vec<String> },
     /// Root CAs before this one are believed no longer.

@@ -19,7 +19,11 @@ impl State {
                 {
                     Ok(())
                 }
-                Command::NoteAuditHead { member, .. } if *member == from => Ok(()),
+                Command::NoteAuditHead { member, .. } | Command::NoteCertificate { member, .. }
+                    if *member == from =>
+                {
+                    Ok(())
+                }
                 _ => refuse("what a manager does not do by itself"),
             },
             // It serves nobody, so it has no callers to speak for.
@@ -48,6 +52,7 @@ impl State {
                 | Command::AddMember { .. }
                 | Command::Reseal { .. }
                 | Command::NoteAuditHead { .. }
+                | Command::NoteCertificate { .. }
                 | Command::Restore(_)
                 | Command::ForceNewCluster { .. } => refuse("what an operator does not do"),
                 _ => Ok(()),

@@ -8,6 +8,7 @@ mod apply;
 mod assignment;
 mod audit;
 mod audit_head;
+mod ca;
 mod cluster;
 mod command;
 mod forward;
@@ -29,6 +30,7 @@ pub use apply::{Applied, Outcome};
 pub use assignment::Standing;
 pub use audit::{AuditRecord, audit};
 pub use audit_head::AuditHead;
+pub use ca::NewCa;
 pub use cluster::{Cluster, FormerCa, KeySeal, SealedKey, TokenRecord, TokenRole, Unconstrained};
 pub use command::{
     Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NodeChange, RotateItem,

@@ -30,6 +30,8 @@ pub struct MemberKeys {
     pub ca: KeySeal,
     /// The value keys, by epoch.
     pub keyring: BTreeMap<u32, KeySeal>,
+    /// Which root CA's key it is, by [`Cluster::ca_number`].
+    pub ca_number: u32,
 }
 
 /// Raft's membership as it is.
@@ -138,6 +140,7 @@ impl State {
         cluster.removed_managers.insert(removed.node);
         cluster.unseal_for(id);
         cluster.audit_heads.remove(&id);
+        cluster.uncertified.remove(&id);
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
     }
 
@@ -226,13 +229,15 @@ impl State {
 impl Cluster {
     /// Drops a member's seals; if it had any, it has known the keys.
     pub(crate) fn unseal_for(&mut self, id: u64) {
-        self.rekey |= self.ca_key.seals.remove(&id).is_some();
+        let knew = self.ca_key.seals.remove(&id).is_some();
+        self.rekey |= knew;
+        self.new_ca_due |= knew;
         self.keyring.values_mut().for_each(|key| drop(key.seals.remove(&id)));
     }
 
     /// Takes a member's seals, which must be of the keys that there are now.
     fn seal_for(&mut self, id: u64, keys: &MemberKeys) -> Result<(), Rejected> {
-        if !self.keyring.keys().eq(keys.keyring.keys()) {
+        if !self.keyring.keys().eq(keys.keyring.keys()) || self.ca_number != keys.ca_number {
             return Err(Rejected::KeysRaced { id });
         }
         self.ca_key.seals.insert(id, keys.ca.clone());

@@ -31,6 +31,8 @@ pub struct Node {
     pub joined_at: Timestamp,
     /// The log index of the last change.
     pub index: u64,
+    /// Whether it has shown no certificate of the current root CA yet.
+    pub former_certificate: bool,
 }
 
 impl Node {
@@ -57,6 +59,7 @@ impl State {
             availability: Availability::Active,
             joined_at: at,
             index,
+            former_certificate: false,
         };
         self.nodes.insert(id, node);
         Ok(Change::rows([RowKey::Node(id)], Outcome::Node(id)))

@@ -87,6 +87,10 @@ pub enum Rejected {
          again"
     )]
     KeyringRaced { given: u32, current: u32 },
+    #[error(
+        "the root CA is number {current}, and number {given} does not follow it, or not for all managers; try again"
+    )]
+    CaRaced { given: u32, current: u32 },
     #[error("manager {from} passed on {why}")]
     NotForwarded { from: u64, why: &'static str },
     #[error(
@@ -139,6 +143,7 @@ impl Rejected {
             | Self::IdTaken { .. }
             | Self::KeysRaced { .. }
             | Self::KeyringRaced { .. }
+            | Self::CaRaced { .. }
             | Self::Epoch { .. } => Kind::Aborted,
             Self::Ambiguous { .. }
             | Self::Twice { .. }

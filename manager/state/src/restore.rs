@@ -58,15 +58,16 @@ impl State {
         }
         cluster.next_member += 1;
         cluster.incarnation += 1;
-        cluster.ca_certificate.clone_from(&new.ca_certificate);
-        cluster.ca_key.clone_from(&new.ca_key);
-        cluster.former_cas.retain(|former| at < former.until);
-        cluster.former_cas.push(new.former.clone());
+        cluster.succeed(at, &new.ca_certificate, &new.ca_key, &new.former);
+        cluster.uncertified = [id].into();
         cluster.keyring = BTreeMap::from([(new.epoch, new.value_key.clone())]);
         cluster.epoch = new.epoch;
         cluster.rekey = false;
         cluster.worker_token.clone_from(&new.worker_token);
         cluster.manager_token.clone_from(&new.manager_token);
+        for node in self.nodes.values_mut() {
+            node.former_certificate = true;
+        }
         Ok(self.stand_alone(new.member.clone()))
     }
 
@@ -90,9 +91,12 @@ impl State {
         let others = before.values().filter(|other| other.id != id).map(|other| other.node);
         if let Some(cluster) = &mut self.cluster {
             cluster.removed_managers.extend(others);
+            cluster.uncertified.retain(|of| *of == id);
             cluster.audit_heads.retain(|of, _| *of == id);
         }
-        let rows = before.into_keys().chain([id]).map(RowKey::Member).chain([RowKey::Cluster]);
+        let members = before.into_keys().chain([id]).map(RowKey::Member);
+        let rows =
+            members.chain(self.nodes.keys().copied().map(RowKey::Node)).chain([RowKey::Cluster]);
         let nodes = self.nodes.keys().copied().collect();
         Change { nodes, ..Change::rows(rows, Outcome::Done) }
     }

@@ -101,6 +101,7 @@ impl State {
         at: Timestamp,
         node: NodeId,
         live: &[TaskId],
+        ca_number: u32,
     ) -> Result<Change, Rejected> {
         if !self.nodes.contains_key(&node) {
             return Err(Rejected::NotAMember { node });
@@ -111,7 +112,9 @@ impl State {
             .filter(|task| !live.contains(&task.id))
             .map(|task| task.id)
             .collect();
-        Ok(self.end_tasks(at, gone, "the node no longer has it"))
+        let mut change = self.end_tasks(at, gone, "the node no longer has it");
+        change.rows.extend(self.node_certified(node, ca_number));
+        Ok(change)
     }
 
     fn end_tasks(

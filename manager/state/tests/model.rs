@@ -119,7 +119,7 @@ fn command() -> impl Strategy<Value = Command> {
             id: task(n), node: node(on), reason: "end".into(),
         }),
         1 => (0..NODES, prop::collection::vec(0..8u8, 0..3)).prop_map(|(on, live)| Command::SyncTasks {
-            node: node(on), live: live.into_iter().map(task).collect(),
+            node: node(on), live: live.into_iter().map(task).collect(), ca_number: 0,
         }),
         3 => (0..NODES).prop_map(|n| Command::JoinNode { id: node(n), hostname: format!("h{n}") }),
         2 => (0..NODES, 0..NODES, 0..3u8).prop_map(|(n, z, a)| Command::ChangeNode {
@@ -135,11 +135,11 @@ fn command() -> impl Strategy<Value = Command> {
                 id, node: node(200 + id as u8), hostname: format!("m{id}"), address: format!("m{id}:1"), seal_key: [0; 32],
                 voter: true,
             },
-            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into() },
+            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0 },
         }),
         1 => (1..6u64).prop_map(|id| Command::PromoteMember {
             id,
-            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into() },
+            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0 },
         }),
         1 => (1..6u64).prop_map(|id| Command::DemoteMember { id }),
         1 => (1..6u64).prop_map(|id| Command::RemoveMember { id }),

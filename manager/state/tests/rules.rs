@@ -36,7 +36,11 @@ fn seal() -> KeySeal {
 }
 
 fn keys(epochs: &[u32]) -> MemberKeys {
-    MemberKeys { ca: seal(), keyring: epochs.iter().map(|epoch| (*epoch, seal())).collect() }
+    MemberKeys {
+        ca: seal(),
+        keyring: epochs.iter().map(|epoch| (*epoch, seal())).collect(),
+        ca_number: 0,
+    }
 }
 
 impl Cluster {
@@ -565,6 +569,63 @@ fn a_forced_cluster_has_one_member_and_no_seals_for_others() {
     assert!(now.audit_heads.is_empty());
 }
 
+fn new_ca(number: u32, before: &[u8], holders: &[u64]) -> Command {
+    Command::RotateCa(Box::new(NewCa {
+        number,
+        certificate: vec![9, u8::try_from(number).unwrap()],
+        key: SealedKey { seals: holders.iter().map(|id| (*id, seal())).collect() },
+        former: FormerCa {
+            certificate: before.to_vec(),
+            cross: vec![7],
+            until: Timestamp(1 << 60),
+        },
+    }))
+}
+
+/// A root CA is believed until everybody was seen with a certificate of the one after it.
+#[test]
+fn a_new_ca_follows_the_one_before_and_ends_it_when_all_have_its_certificates() {
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    cluster.join(0);
+    let node = *cluster.state.nodes().keys().next().unwrap();
+    let first = cluster.state.cluster().unwrap().ca_certificate.clone();
+    let (first, second) = (&first[..], &[9, 1][..]);
+    for raced in [
+        new_ca(2, first, &[1, 2]),
+        new_ca(1, second, &[1, 2]),
+        new_ca(1, first, &[1]),
+        new_ca(1, first, &[1, 2, 3]),
+    ] {
+        let error = cluster.run(raced).unwrap_err();
+        assert!(matches!(error, Rejected::CaRaced { current: 0, .. }), "{error}");
+    }
+    let sync = |ca_number| Command::SyncTasks { node, live: vec![], ca_number };
+    cluster.run(sync(0)).unwrap();
+    let applied = cluster.run(new_ca(1, first, &[1, 2])).unwrap();
+    assert!(applied.nodes.contains(&node), "it is told");
+    assert_eq!(cluster.state.former_certificates(), 3);
+    assert!(!cluster.state.former_cas_are_done());
+    let now = cluster.state.cluster().unwrap();
+    assert_eq!(now.roots(Timestamp(0)), [second, first]);
+    // A newcomer gets the new one's key only if it is sealed.
+    let raced = cluster.manager(3, &[1]);
+    assert!(matches!(raced, Err(Rejected::KeysRaced { id: 3 })), "those are of the CA before");
+    cluster.run(sync(0)).unwrap();
+    cluster.run(Command::NoteCertificate { member: 1, ca_number: 0 }).unwrap();
+    assert_eq!(cluster.state.former_certificates(), 3, "those were of the CA before");
+    cluster.run(sync(1)).unwrap();
+    cluster.run(Command::NoteCertificate { member: 1, ca_number: 1 }).unwrap();
+    assert_eq!(cluster.state.former_certificates(), 1);
+    cluster.run(Command::RemoveMember { id: 2 }).unwrap();
+    assert!(cluster.state.former_cas_are_done(), "who is gone holds nothing up");
+    assert!(cluster.state.cluster().unwrap().new_ca_due, "it has known the key");
+    cluster.run(Command::ForgetFormerCas).unwrap();
+    assert!(!cluster.state.former_cas_are_done());
+    cluster.run(new_ca(2, second, &[1])).unwrap();
+    assert!(!cluster.state.cluster().unwrap().new_ca_due);
+}
+
 #[test]
 fn a_manager_is_named_by_id_host_address_or_number() {
     let mut cluster = Cluster::new();
@@ -601,7 +662,7 @@ fn a_manager_passes_on_only_what_its_caller_may() {
     let (node, other) = (NodeId::from_entropy(id(1)), NodeId::from_entropy(id(2)));
     let local = Actor::Local { uid: 0, gid: 0, pid: 1 };
     let joiner = || Actor::Joiner { address: "x".into() };
-    let sync = |node| Command::SyncTasks { node, live: vec![] };
+    let sync = |node| Command::SyncTasks { node, live: vec![], ca_number: 0 };
     let join = || Command::JoinNode { id: other, hostname: "h".into() };
     let remove = || Command::RemoveMember { id: 1 };
     let address = |id| {

@@ -173,6 +173,9 @@ impl Agent {
                 }
             });
         }
+        if !part.ca.is_empty() {
+            self.ca.send_replace(part.ca.to_vec());
+        }
         let change = assembly
             .take(part, self.core.stage().values())
             .map_err(|source| AgentError::Stream { addr: addr.to_owned(), source })?;

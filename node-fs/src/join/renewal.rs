@@ -6,11 +6,14 @@ use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
 use keyhole_wire::tls::certificate::{BACKDATE, key_and_csr};
 use keyhole_wire::tls::{PeerIdentity, connect};
+use tokio::sync::watch;
 
 use super::{IdentityStore, Issued, JoinError, Membership, failed, now};
 
 /// The longest sleep: the clock may be set meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Within this time, or a tenth of a certificate's life, all nodes renew when the root CA is another one.
+const SPREAD: Duration = Duration::from_secs(60);
 /// The pause after a failure, as a part of what is left, within these bounds.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -20,7 +23,9 @@ pub struct Renewal {
     membership: Membership,
     store: IdentityStore,
     /// Addresses of managers as the agent knows them.
-    managers: tokio::sync::watch::Receiver<Vec<String>>,
+    managers: watch::Receiver<Vec<String>>,
+    /// The id of the root CA's key, as the agent knows it; empty while it does not.
+    ca: watch::Receiver<Vec<u8>>,
 }
 
 impl Renewal {
@@ -28,27 +33,42 @@ impl Renewal {
     pub fn new(
         membership: Membership,
         store: IdentityStore,
-        managers: tokio::sync::watch::Receiver<Vec<String>>,
+        (managers, ca): (watch::Receiver<Vec<String>>, watch::Receiver<Vec<u8>>),
     ) -> Self {
-        Self { membership, store, managers }
+        Self { membership, store, managers, ca }
     }
 
     /// Never returns.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut due = None;
+        let mut succeeded = false;
         loop {
             let Some(subject) = self.membership.tls.identity().map(|id| id.subject().clone())
             else {
                 return;
             };
+            let stale = is_of_another(&subject, &self.ca.borrow_and_update());
+            if stale && !succeeded {
+                // Not all nodes at once.
+                due =
+                    Some(now() + SPREAD.min(life(&subject) / 10).mul_f64(random_part()).as_secs());
+            }
+            succeeded = stale;
             let at = *due.get_or_insert_with(|| renew_at(&subject, random_part()));
             let left = Duration::from_secs(at.saturating_sub(now()));
             if !left.is_zero() {
-                tokio::time::sleep(left.min(LOOK_AGAIN)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
+                    Ok(()) = self.ca.changed() => {}
+                }
                 continue;
             }
             match self.renew().await {
-                Ok(()) => due = None,
+                Ok(()) => {
+                    due = None;
+                    succeeded = false;
+                    tokio::time::sleep(RETRY.0).await;
+                }
                 Err(error) => {
                     let pause = retry_after(&subject, now());
                     tracing::warn!(%error, "the node's certificate is not renewed yet");
@@ -98,13 +118,23 @@ pub async fn renew_once(
     Ok(())
 }
 
-/// When to renew, in Unix seconds: after 50 to 80 % of the life that began when it was issued.
-fn renew_at(subject: &PeerIdentity, part: f64) -> u64 {
+/// Whether a certificate is of another root CA than the managers' current one.
+fn is_of_another(subject: &PeerIdentity, ca: &[u8]) -> bool {
+    !ca.is_empty() && subject.authority != ca
+}
+
+/// How long a certificate lives from when it was issued.
+fn life(subject: &PeerIdentity) -> Duration {
     let whole = subject.not_after.saturating_sub(subject.not_before);
     // It is backdated for clocks that are behind; a short life must not be over before it began.
-    let life = whole.saturating_sub(BACKDATE.as_secs());
-    let issued = subject.not_after.saturating_sub(life);
-    issued + Duration::from_secs(life).mul_f64(0.5 + 0.3 * part.clamp(0.0, 1.0)).as_secs()
+    Duration::from_secs(whole.saturating_sub(BACKDATE.as_secs()))
+}
+
+/// When to renew, in Unix seconds: after 50 to 80 % of the life that began when it was issued.
+fn renew_at(subject: &PeerIdentity, part: f64) -> u64 {
+    let life = life(subject);
+    let issued = subject.not_after.saturating_sub(life.as_secs());
+    issued + life.mul_f64(0.5 + 0.3 * part.clamp(0.0, 1.0)).as_secs()
 }
 
 fn retry_after(subject: &PeerIdentity, now: u64) -> Duration {
@@ -134,6 +164,7 @@ mod tests {
             serial: String::new(),
             not_before,
             not_after,
+            authority: Vec::new(),
             expired: false,
         }
     }

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 
+use super::PeerIdentity;
+
 /// A registry of live connections. Clones share it.
 #[derive(Clone, Default)]
 pub struct Connections {
@@ -20,7 +22,7 @@ pub struct Connections {
 struct List {
     next: u64,
     /// The oldest first.
-    live: BTreeMap<u64, (Option<String>, Arc<Switch>)>,
+    live: BTreeMap<u64, (Option<PeerIdentity>, Arc<Switch>)>,
 }
 
 impl Connections {
@@ -32,7 +34,12 @@ impl Connections {
 
     /// Ends every connection whose peer's certificate is for `id`, with all calls on them; how many.
     pub fn close_peer(&self, id: &str) -> usize {
-        self.close(|peer| peer == Some(id))
+        self.close(|peer| peer.is_some_and(|peer| peer.id == id))
+    }
+
+    /// Ends every connection whose peer's certificate is of another CA than those whose keys' ids are given; how many.
+    pub fn close_strange(&self, authorities: &[Vec<u8>]) -> usize {
+        self.close(|peer| peer.is_some_and(|peer| !authorities.contains(&peer.authority)))
     }
 
     /// Ends every connection; how many.
@@ -47,11 +54,11 @@ impl Connections {
     }
 
     /// Lists a connection; of those without an id only the newest `strangers` stay.
-    pub(super) fn register(&self, id: Option<String>, strangers: usize) -> Registration {
+    pub(super) fn register(&self, id: Option<PeerIdentity>, strangers: usize) -> Registration {
         let switch = Arc::new(Switch::default());
         let mut list = self.list();
         if id.is_none() {
-            let open = |(id, switch): &&(Option<String>, Arc<Switch>)| {
+            let open = |(id, switch): &&(Option<PeerIdentity>, Arc<Switch>)| {
                 id.is_none() && !switch.off.load(Ordering::Acquire)
             };
             if list.live.values().filter(open).count() >= strangers.max(1)
@@ -66,12 +73,12 @@ impl Connections {
         Registration { connections: self.clone(), key, switch }
     }
 
-    fn close(&self, chosen: impl Fn(Option<&str>) -> bool) -> usize {
+    fn close(&self, chosen: impl Fn(Option<&PeerIdentity>) -> bool) -> usize {
         let switches: Vec<_> = self
             .list()
             .live
             .values()
-            .filter(|(id, _)| chosen(id.as_deref()))
+            .filter(|(id, _)| chosen(id.as_ref()))
             .map(|(_, switch)| Arc::clone(switch))
             .collect();
         for switch in &switches {

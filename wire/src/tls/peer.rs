@@ -5,7 +5,7 @@ use keyhole_domain::{ClusterId, NodeId};
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME, OID_X509_ORGANIZATIONAL_UNIT,
 };
-use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Name};
 
 use super::Role;
 
@@ -25,6 +25,8 @@ pub struct PeerIdentity {
     pub not_before: u64,
     /// The last Unix second in which it holds.
     pub not_after: u64,
+    /// The key id of the CA that signed it; empty if it does not say.
+    pub authority: Vec<u8>,
     /// Whether it had expired when it was read; such a peer may renew and nothing else.
     pub expired: bool,
 }
@@ -71,9 +73,31 @@ impl PeerIdentity {
             serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
             not_before: seconds(certificate.validity().not_before.timestamp())?,
             not_after,
+            authority: authority(&certificate),
             expired: now > not_after,
         })
     }
+}
+
+/// The id of a CA's key, which its leaves name as their authority; empty if the certificate has none.
+#[must_use]
+pub fn key_id(ca_der: &[u8]) -> Vec<u8> {
+    let Ok((_, ca)) = X509Certificate::from_der(ca_der) else { return Vec::new() };
+    let id = |extension: &ParsedExtension<'_>| match extension {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    };
+    ca.extensions().iter().find_map(|it| id(it.parsed_extension())).unwrap_or_default()
+}
+
+fn authority(leaf: &X509Certificate<'_>) -> Vec<u8> {
+    let id = |extension: &ParsedExtension<'_>| match extension {
+        ParsedExtension::AuthorityKeyIdentifier(authority) => {
+            authority.key_identifier.as_ref().map(|id| id.0.to_vec())
+        }
+        _ => None,
+    };
+    leaf.extensions().iter().find_map(|it| id(it.parsed_extension())).unwrap_or_default()
 }
 
 /// Managers, nodes and operators have ids of one shape.

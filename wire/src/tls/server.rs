@@ -123,8 +123,7 @@ impl Acceptor {
             }
         };
         let info = PeerInfo::of(stream.get_ref().1, addr)?;
-        let id = info.identity.as_ref().map(|identity| identity.id.clone());
-        let registration = self.connections.register(id, self.limits.strangers);
+        let registration = self.connections.register(info.identity.clone(), self.limits.strangers);
         Ok(TlsConn { stream: Box::new(stream), info, registration })
     }
 }

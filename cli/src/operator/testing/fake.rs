@@ -451,6 +451,9 @@ impl Operator for Fake {
                 heads: vec![AuditHead { seq: 44, hash: Default::default(), at: THEN }],
             }],
             last_backup_at: THEN,
+            ca_number: 1,
+            former_certificates: 0,
+            ca_certificate: vec![7; 50].into(),
             former_cas_until: 0,
         }))
     }
@@ -459,6 +462,10 @@ impl Operator for Fake {
         let request = request.into_inner();
         self.see(format!("{:?} {:?}", request.quota_bytes, request.certificate_seconds));
         Ok(Response::new(ClusterInfo { id: id('c'), ..Default::default() }))
+    }
+
+    async fn rotate_ca(&self, _: Request<RotateCaRequest>) -> Answer<ClusterInfo> {
+        Ok(Response::new(ClusterInfo { ca_number: 2, ..Default::default() }))
     }
 
     async fn rotate_keys(&self, _: Request<RotateKeysRequest>) -> Answer<ClusterInfo> {

@@ -1,0 +1,76 @@
+//! The root CA's succession: a new one, who has a certificate of it already, and the end of the one before.
+//!
+//! Invariant: a root CA is believed until everybody has been seen with a certificate of the one after it, or its time is
+//! over; the new one's key is sealed for the members that vote, and no others.
+
+use keyhole_domain::{NodeId, Timestamp};
+
+use crate::apply::Change;
+use crate::{FormerCa, Outcome, Rejected, RowKey, SealedKey, State};
+
+/// A new root CA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCa {
+    /// How many there were before it.
+    pub number: u32,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Its key, sealed for all members that hold keys.
+    pub key: SealedKey,
+    /// The one before it, with the cross certificate by which those who know only that one believe the new one.
+    pub former: FormerCa,
+}
+
+impl State {
+    pub(crate) fn rotate_ca(&mut self, at: Timestamp, new: &NewCa) -> Result<Change, Rejected> {
+        let holders = self.voters();
+        let members = self.members.keys().copied().collect();
+        let cluster = self.cluster_mut()?;
+        let follows = new.number == cluster.ca_number + 1
+            && new.former.certificate == cluster.ca_certificate
+            && new.key.seals.keys().eq(holders.iter());
+        if !follows {
+            return Err(Rejected::CaRaced { given: new.number, current: cluster.ca_number });
+        }
+        cluster.succeed(at, &new.certificate, &new.key, &new.former);
+        cluster.uncertified = members;
+        let mut rows = vec![RowKey::Cluster];
+        for node in self.nodes.values_mut() {
+            node.former_certificate = true;
+            rows.push(RowKey::Node(node.id));
+        }
+        let nodes = self.nodes.keys().copied().collect();
+        Ok(Change { nodes, ..Change::rows(rows, Outcome::Done) })
+    }
+
+    /// A member has a certificate of that root CA.
+    pub(crate) fn note_certificate(
+        &mut self,
+        member: u64,
+        number: u32,
+    ) -> Result<Change, Rejected> {
+        let cluster = self.cluster_mut()?;
+        let news = number == cluster.ca_number && cluster.uncertified.remove(&member);
+        Ok(Change::rows(news.then_some(RowKey::Cluster), Outcome::Done))
+    }
+
+    /// A node has shown a certificate of that root CA.
+    pub(crate) fn node_certified(&mut self, id: NodeId, number: u32) -> Option<RowKey> {
+        let current = self.cluster.as_ref().is_some_and(|cluster| cluster.ca_number == number);
+        let node = self.nodes.get_mut(&id).filter(|node| current && node.former_certificate)?;
+        node.former_certificate = false;
+        Some(RowKey::Node(id))
+    }
+
+    /// Managers and nodes that were last seen with a certificate of a root CA before this one.
+    pub fn former_certificates(&self) -> usize {
+        let nodes = self.nodes.values().filter(|node| node.former_certificate).count();
+        nodes + self.cluster().map_or(0, |cluster| cluster.uncertified.len())
+    }
+
+    /// Whether root CAs before this one are believed for nobody's sake any more.
+    pub fn former_cas_are_done(&self) -> bool {
+        let former = self.cluster().is_some_and(|cluster| !cluster.former_cas.is_empty());
+        former && self.former_certificates() == 0
+    }
+}

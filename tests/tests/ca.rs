@@ -1,0 +1,154 @@
+//! The root CA is replaced while everything runs: nothing is dropped, and the one before ends (docs/MANAGERS.md).
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keyhole_proto::v1;
+use keyhole_proto::v1::ca_client::CaClient;
+use keyhole_tests::member::Member;
+use keyhole_tests::{Cluster, Node, Probe, wait};
+use keyhole_wire::tls::{LiveTls, connect};
+use prost::Message;
+use rustix::process::Signal;
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(future)
+}
+
+/// The root CAs that a node trusts.
+fn roots(node: &Node) -> Vec<Vec<u8>> {
+    let bytes = fs::read(node.data().join("identity")).expect("it has joined");
+    let identity = v1::NodeIdentity::decode(&*bytes).expect("it is one");
+    identity.roots.iter().map(|root| root.to_vec()).collect()
+}
+
+fn succession(by: &Cluster) -> String {
+    by.ok(["cluster", "status", "-f", "{{.CANumber}} {{.FormerCertificates}} {{.FormerCAUntil}}"])
+}
+
+fn comes_to(by: &Cluster, wanted: &str) {
+    wait::until(wanted, || match succession(by) {
+        now if now.trim_end() == wanted => Ok(()),
+        now => Err(now),
+    });
+}
+
+/// Short certificates are renewed soon.
+fn three_managers() -> Vec<Cluster> {
+    let managers = Cluster::of(3);
+    managers[0].ok(["cluster", "update", "--cert-expiry", "60s"]);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"v");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    managers
+}
+
+/// G26: tasks read all the time, everybody comes to trust the new CA alone, and old tokens end.
+#[test]
+fn a_new_ca_takes_over_under_tasks_that_read() {
+    let mut managers = three_managers();
+    let nodes = [managers[0].node(), managers[1].node()];
+    let tasks = nodes.each_ref().map(|node| node.task("web"));
+    let (before, token) = (managers[0].ok(["cluster", "ca"]), managers[0].node_token());
+    assert!(before.starts_with("-----BEGIN CERTIFICATE-----\n"), "{before}");
+    let former = roots(&nodes[0]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = |(task, node): (Probe, &Node)| {
+            let (path, stop) = (node.path("pw"), &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(task.text(&path).as_deref(), Ok("v"));
+                }
+            })
+        };
+        let readers: Vec<_> = tasks.into_iter().zip(&nodes).map(read).collect();
+        assert_eq!(managers[1].ok(["cluster", "ca", "--rotate", "--wait"]), "root CA 1\n");
+        stop.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().expect("the task reads on"));
+    });
+    assert_eq!(succession(&managers[2]), "1 0 \n");
+    assert_ne!(managers[2].ok(["cluster", "ca"]), before);
+    for node in &nodes {
+        let now = roots(node);
+        assert!(now.len() == 1 && now != former, "it trusts the new one alone");
+    }
+    let refused = block_on(Member::join(managers[0].address(), &token, "late"));
+    assert!(refused.unwrap_err().to_string().contains("root is not the token's"));
+    // All of them are whole: after a restart they find each other, elect, and take nodes and managers in.
+    managers.iter_mut().for_each(|manager| manager.restart(Signal::KILL));
+    let other = managers[2].node();
+    assert_eq!(other.task("web").text(other.path("pw")).as_deref(), Ok("v"));
+    let fourth = managers[1].join();
+    fourth.ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
+    // Again, and the next one follows that.
+    assert_eq!(fourth.ok(["cluster", "ca", "--rotate", "--wait"]), "root CA 2\n");
+}
+
+/// Who is off holds the end up, is named by the count, and comes back by itself.
+#[test]
+fn who_was_off_during_a_rotation_comes_back_by_the_former_ca() {
+    let mut managers = three_managers();
+    let (mut off, stays) = (managers[0].node(), managers[0].node());
+    let task = stays.task("web");
+    off.stop(Signal::TERM);
+    managers[2].stop(Signal::TERM);
+    managers[0].ok(["cluster", "ca", "--rotate"]);
+    wait::until("the others to have new certificates", || match succession(&managers[0]) {
+        now if now.starts_with("1 2 2") => Ok(()),
+        now => Err(now),
+    });
+    managers[2].resume();
+    wait::until("the manager to have one", || match succession(&managers[0]) {
+        now if now.starts_with("1 1 2") => Ok(()),
+        now => Err(now),
+    });
+    off.resume();
+    comes_to(&managers[2], "1 0");
+    assert_eq!(task.text(stays.path("pw")).as_deref(), Ok("v"));
+    let here = off.task("web");
+    assert_eq!(here.text(off.path("pw")).as_deref(), Ok("v"));
+}
+
+/// A live connection ends with the CA that its certificate is of, and there is no other way in.
+#[test]
+fn a_connection_ends_when_the_ca_of_its_certificate_is_forgotten() {
+    let mut managers = three_managers();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let (address, token) = (managers[0].address(), managers[0].node_token());
+        let member = Member::join(address, &token, "late").await.expect("it joins");
+        let tls = LiveTls::new(Some(member.identity()), member.roots()).expect("it fits");
+        let (channel, _) = connect(&address.to_string(), &tls).await.expect("it is let in");
+        let ask =
+            async || CaClient::new(channel.clone()).get_root_ca(v1::GetRootCaRequest {}).await;
+        let before = ask().await.expect("an answer").into_inner().certificate;
+        managers[0].ok(["cluster", "ca", "--rotate"]);
+        wait::until("the managers to have new certificates", || match succession(&managers[0]) {
+            now if now.starts_with("1 1 2") => Ok(()),
+            now => Err(now),
+        });
+        let after = ask().await.expect("it is believed still").into_inner().certificate;
+        assert_ne!(before, after);
+        managers[0].ok(["cluster", "update", "--forget-former-ca"]);
+        let mut log = || managers[0].manager().log();
+        wait::until("the managers to trust the new one alone", || match log() {
+            log if log.contains("from now on count=1 ended=") => Ok(()),
+            log => Err(log),
+        });
+        ask().await.expect_err("its connection has ended, and it gets no other");
+    });
+}
+
+/// It has known the CA's key.
+#[test]
+fn a_removed_manager_leaves_no_ca_that_it_knew() {
+    let mut managers = three_managers();
+    let node = managers[0].node();
+    let task = node.task("web");
+    let gone = managers.pop().expect("three");
+    managers[0].ok(["manager", "rm", &gone.address().to_string()]);
+    comes_to(&managers[1], "1 0");
+    assert_eq!(task.text(node.path("pw")).as_deref(), Ok("v"));
+    managers[0].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
+}
