@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
@@ -146,9 +147,19 @@ fn a_removed_manager_leaves_no_ca_that_it_knew() {
     let mut managers = three_managers();
     let node = managers[0].node();
     let task = node.task("web");
-    let gone = managers.pop().expect("three");
+    let mut gone = managers.pop().expect("three");
     managers[0].ok(["manager", "rm", &gone.address().to_string()]);
-    comes_to(&managers[1], "1 0");
+    wait::until("all that are left to have new certificates", || match succession(&managers[1]) {
+        now if now.starts_with("1 0") => Ok(()),
+        now => Err(now),
+    });
+    assert_eq!(gone.manager().wait().code(), Some(1), "it is told, and stops");
+    wait::until_within(Duration::from_secs(60), "the CA before to end", || {
+        match succession(&managers[0]) {
+            now if now == "1 0 \n" => Ok(()),
+            now => Err(now),
+        }
+    });
     assert_eq!(task.text(node.path("pw")).as_deref(), Ok("v"));
     managers[0].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
 }

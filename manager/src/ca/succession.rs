@@ -10,13 +10,16 @@ use keyhole_domain::Timestamp;
 use keyhole_secmem::SecretBytes;
 use keyhole_state::{Cluster, Command, FormerCa, Member, NewCa, State};
 use keyhole_wire::tls::{EXPIRED_GRACE, key_id};
+use tonic::Status;
 
 use super::{CaError, cross_sign, new_root};
-use crate::authz::{Authorized, OwnWork};
+use crate::authz::{Action, Authorized, OwnWork};
 use crate::clock;
 use crate::seal::{KeyringError, MemberKey, Purpose, seal_key_for_members};
 use crate::shell::{Refused, Shell};
 
+/// How soon something that is due by the clock is seen.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -58,7 +61,8 @@ pub(crate) async fn keep_ca(shell: Arc<Shell>, by: Authorized<OwnWork>) {
                 continue;
             }
         }
-        if applied.changed().await.is_err() {
+        // What is due may be a matter of time.
+        if let Ok(Err(_stops)) = tokio::time::timeout(LOOK_AGAIN, applied.changed()).await {
             return;
         }
     }
@@ -94,7 +98,7 @@ fn due(
         let new = new_ca(state, cluster, shell.keyring.own())?;
         return Ok(Some(Command::RotateCa(Box::new(new))));
     }
-    let done = leads && state.former_cas_are_done();
+    let done = leads && state.former_cas_are_done(clock::now());
     Ok(done.then_some(Command::ForgetFormerCas))
 }
 
@@ -102,6 +106,21 @@ fn due(
 fn is_of(shell: &Shell, cluster: &Cluster) -> bool {
     let own = shell.tls.identity();
     own.is_some_and(|own| own.subject().authority == key_id(&cluster.ca_certificate))
+}
+
+/// Until this manager proves itself by the current root CA, which is a moment after it came.
+pub(super) async fn succeeded<A: Action>(shell: &Shell, by: &Authorized<A>) -> Result<(), Status> {
+    const LOOK: Duration = Duration::from_millis(10);
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let settled = async {
+        while shell.view(by, |state| state.cluster().is_some_and(|it| !is_of(shell, it))) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let late = |_| {
+        Status::unavailable("this manager has no certificate of the new root CA yet; try again")
+    };
+    tokio::time::timeout(PATIENCE, settled).await.map_err(late)
 }
 
 /// Until this manager's certificate is of another root CA than the current one.

@@ -84,7 +84,7 @@ impl State {
             Command::DemoteMember { id } => self.demote(*id),
             Command::RotateKeyring(new) => self.rotate_keyring(new),
             Command::Reseal { items } => self.reseal(items),
-            Command::RemoveMember { id } => self.remove_member(*id),
+            Command::RemoveMember { id } => self.remove_member(at, *id),
             Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
             Command::NoteAuditHead { member, seq, hash } => {

@@ -8,6 +8,9 @@ use keyhole_domain::{NodeId, Timestamp};
 use crate::apply::Change;
 use crate::{FormerCa, Outcome, Rejected, RowKey, SealedKey, State};
 
+/// How long a manager that was removed is told so, nanoseconds: it asks several times a second.
+const TELLING: u64 = 20_000_000_000;
+
 /// A new root CA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewCa {
@@ -68,9 +71,11 @@ impl State {
         nodes + self.cluster().map_or(0, |cluster| cluster.uncertified.len())
     }
 
-    /// Whether root CAs before this one are believed for nobody's sake any more.
-    pub fn former_cas_are_done(&self) -> bool {
-        let former = self.cluster().is_some_and(|cluster| !cluster.former_cas.is_empty());
-        former && self.former_certificates() == 0
+    /// Whether root CAs before this one are believed for nobody's sake any more. A manager that was removed has a former
+    /// certificate only, and for some time it can show it and be told.
+    pub fn former_cas_are_done(&self, now: Timestamp) -> bool {
+        let Some(cluster) = self.cluster() else { return false };
+        let told = cluster.removed_at.is_none_or(|at| now.0.saturating_sub(at.0) >= TELLING);
+        !cluster.former_cas.is_empty() && told && self.former_certificates() == 0
     }
 }

@@ -123,6 +123,8 @@ pub struct Cluster {
     pub new_ca_due: bool,
     /// Members that have no certificate of this root CA yet.
     pub uncertified: BTreeSet<u64>,
+    /// When a manager was last removed.
+    pub removed_at: Option<Timestamp>,
     /// The certificates' ids of managers that were removed: what they say is refused for good.
     pub removed_managers: BTreeSet<NodeId>,
     /// When the last backup was begun; as of before it in the backup itself.
@@ -189,6 +191,7 @@ impl State {
             ca_number: 0,
             new_ca_due: false,
             uncertified: BTreeSet::new(),
+            removed_at: None,
             removed_managers: BTreeSet::new(),
             last_backup_at: None,
         });

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keyhole_domain::NodeId;
+use keyhole_domain::{NodeId, Timestamp};
 
 use crate::{Cluster, KeySeal, Outcome, Rejected, RowKey, State, apply::Change};
 
@@ -133,11 +133,12 @@ impl State {
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
     }
 
-    pub(crate) fn remove_member(&mut self, id: u64) -> Result<Change, Rejected> {
+    pub(crate) fn remove_member(&mut self, at: Timestamp, id: u64) -> Result<Change, Rejected> {
         self.someone_votes_without(id)?;
         let removed = self.members.remove(&id).ok_or(Rejected::NoMember { id })?;
         let cluster = self.cluster_mut()?;
         cluster.removed_managers.insert(removed.node);
+        cluster.removed_at = Some(at);
         cluster.unseal_for(id);
         cluster.audit_heads.remove(&id);
         cluster.uncertified.remove(&id);

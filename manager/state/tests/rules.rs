@@ -569,6 +569,8 @@ fn a_forced_cluster_has_one_member_and_no_seals_for_others() {
     assert!(now.audit_heads.is_empty());
 }
 
+const LATE: Timestamp = Timestamp(u64::MAX);
+
 fn new_ca(number: u32, before: &[u8], holders: &[u64]) -> Command {
     Command::RotateCa(Box::new(NewCa {
         number,
@@ -605,7 +607,7 @@ fn a_new_ca_follows_the_one_before_and_ends_it_when_all_have_its_certificates() 
     let applied = cluster.run(new_ca(1, first, &[1, 2])).unwrap();
     assert!(applied.nodes.contains(&node), "it is told");
     assert_eq!(cluster.state.former_certificates(), 3);
-    assert!(!cluster.state.former_cas_are_done());
+    assert!(!cluster.state.former_cas_are_done(LATE));
     let now = cluster.state.cluster().unwrap();
     assert_eq!(now.roots(Timestamp(0)), [second, first]);
     // A newcomer gets the new one's key only if it is sealed.
@@ -618,10 +620,12 @@ fn a_new_ca_follows_the_one_before_and_ends_it_when_all_have_its_certificates() 
     cluster.run(Command::NoteCertificate { member: 1, ca_number: 1 }).unwrap();
     assert_eq!(cluster.state.former_certificates(), 1);
     cluster.run(Command::RemoveMember { id: 2 }).unwrap();
-    assert!(cluster.state.former_cas_are_done(), "who is gone holds nothing up");
+    assert!(cluster.state.former_cas_are_done(LATE), "who is gone holds nothing up");
+    let removed_at = cluster.state.cluster().unwrap().removed_at.unwrap();
+    assert!(!cluster.state.former_cas_are_done(removed_at), "for some time it is told");
     assert!(cluster.state.cluster().unwrap().new_ca_due, "it has known the key");
     cluster.run(Command::ForgetFormerCas).unwrap();
-    assert!(!cluster.state.former_cas_are_done());
+    assert!(!cluster.state.former_cas_are_done(LATE));
     cluster.run(new_ca(2, second, &[1])).unwrap();
     assert!(!cluster.state.cluster().unwrap().new_ca_due);
 }

@@ -55,6 +55,8 @@ async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), S
         cluster_status ClusterStatusRequest,
         update_cluster UpdateClusterRequest,
         rotate_keys RotateKeysRequest,
+        rotate_ca RotateCaRequest,
+        backup BackupRequest,
         join_token JoinTokenRequest,
         audit_heads AuditHeadsRequest,
     );
