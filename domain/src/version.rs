@@ -70,6 +70,14 @@ pub struct Revision {
     pub index: u64,
 }
 
+impl Revision {
+    /// Whether a node that has seen `seen` may show this: it is of some history, and not older.
+    #[must_use]
+    pub fn may_follow(self, seen: Self) -> bool {
+        self.incarnation > 0 && self >= seen
+    }
+}
+
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.incarnation, self.index)
@@ -83,6 +91,15 @@ pub struct Timestamp(pub u64);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_goes_back_in_no_history() {
+        let at = |incarnation, index| Revision { incarnation, index };
+        assert!(at(1, 7).may_follow(at(1, 7)) && at(1, 8).may_follow(at(1, 7)));
+        assert!(at(2, 1).may_follow(at(1, 7)), "a restore begins another history");
+        assert!(!at(1, 6).may_follow(at(1, 7)) && !at(1, 9).may_follow(at(2, 1)));
+        assert!(!at(0, 9).may_follow(Revision::default()), "of no history");
+    }
 
     #[test]
     fn versions_start_at_one() {

@@ -17,14 +17,14 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::audit::AuditLog;
 use crate::authz::{Action, Authorized, Gate, act};
 use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
-    Change, Peer, Progress, ProposeError, RaftHandle, SnapshotData, StateMachine,
-    Status as RaftStatus, TypeConfig,
+    Change, Peer, PeerCalls, Progress, ProposeError, RaftHandle, SnapshotData,
+    Status as RaftStatus, unavailable,
 };
 use crate::seal::Keyring;
 use crate::sessions::Sessions;
@@ -81,15 +81,6 @@ impl From<Refused> for Status {
             Refused::Unavailable(error) => unavailable(&error),
         }
     }
-}
-
-fn unavailable(error: &ProposeError) -> Status {
-    let code = match error {
-        ProposeError::Unknown => Code::Unknown,
-        ProposeError::Refused { .. } => Code::PermissionDenied,
-        ProposeError::NotLeader { .. } | ProposeError::Stopped { .. } => Code::Unavailable,
-    };
-    Status::new(code, error.to_string())
 }
 
 /// A command that was applied.
@@ -169,19 +160,12 @@ impl Shell {
         _by: &Authorized<act::Forward>,
         envelope: Envelope,
     ) -> Result<u64, Status> {
-        match self.replica.propose_here(envelope).await {
-            Ok(committed) => Ok(committed.index),
-            Err(error @ ProposeError::NotLeader { .. }) => {
-                Err(Status::failed_precondition(error.to_string()))
-            }
-            Err(error) => Err(unavailable(&error)),
-        }
+        self.peer_calls().propose(envelope).await
     }
 
     /// Up to where a read must be applied to see all that was committed before this call, if this manager leads.
     pub(crate) async fn read_index(&self, _by: &Authorized<act::Forward>) -> Result<u64, Status> {
-        let index = self.replica.read_index().await;
-        index.map_err(|error| Status::failed_precondition(error.to_string()))
+        self.peer_calls().read_index().await
     }
 
     /// If this manager leads: lets another one lead; 0 is the one that is furthest.
@@ -223,9 +207,9 @@ impl Shell {
         peer.ok_or_else(|| unavailable(&ProposeError::NotLeader { leader: None }))
     }
 
-    /// openraft, for what other managers call.
-    pub(crate) fn raft(&self) -> &openraft::Raft<TypeConfig, StateMachine> {
-        self.replica.raft()
+    /// What other managers' calls do here.
+    pub(crate) fn peer_calls(&self) -> PeerCalls {
+        PeerCalls::new(self.replica.clone())
     }
 
     /// All other managers.

@@ -4,16 +4,15 @@
 //! that the caller's next read sees it.
 use super::log::{LogStore, on_disk};
 use super::machine::{Change, Live, Loader, StateMachine};
-use super::peers::Peers;
+use super::peers::{Dial, Peers};
 use super::policy::{LogLimits, keep_log_short, raft_config};
 use super::snapshot::{SnapshotBuilder, SnapshotData};
 use super::types::{Command, LogId, Peer, TypeConfig, position};
 use crate::keys::Kek;
-use crate::store::{Position, Store, StoreError, StoreIdentity};
+use crate::store::{Load, OnFatal, Position, Store, StoreError, StoreIdentity};
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{SecretBytes, give_back_free_memory};
 use keyhole_state::{Applied, AuditRecord, Envelope, Rejected, State};
-use keyhole_wire::tls::LiveTls;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
@@ -178,15 +177,27 @@ impl RaftHandle {
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
     {
+        let open =
+            |on_fatal, load: Load<'_>| Store::open(folder, kek, on_fatal, load).map(Arc::new);
+        Self::start_on(open, network, options, observer, on_stop).await
+    }
+
+    /// As [`Self::start`], on the store that `open` gives; for simulations.
+    pub async fn start_on<N>(
+        open: impl FnOnce(OnFatal, Load<'_>) -> Result<Arc<Store>, StoreError>,
+        network: N,
+        options: StartOptions,
+        observer: Observer,
+        on_stop: OnStop,
+    ) -> Result<Self, StartError>
+    where
+        N: RaftNetworkFactory<TypeConfig>,
+        N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
+    {
         let loader = Loader::default();
         let failed = on_stop.clone();
-        let store = Store::open(
-            folder,
-            kek,
-            Box::new(move |error| failed(error.to_string())),
-            &|key, value| loader.take(key, value),
-        )?;
-        let store = Arc::new(store);
+        let on_fatal: OnFatal = Box::new(move |error| failed(error.to_string()));
+        let store = open(on_fatal, &|key, value| loader.take(key, value))?;
         let (state, meta) = loader.finish(&store)?;
         give_back_free_memory();
         let live = Live::new(state, observer);
@@ -228,10 +239,10 @@ impl RaftHandle {
         }
     }
 
-    /// Calls other managers by `peers`, which the network is too, with what `tls` says at each moment.
+    /// Calls other managers by `peers`, which the network is too; `dial` makes the connections.
     #[must_use]
-    pub fn with_peers(self, peers: Peers, cluster: ClusterId, tls: LiveTls) -> Self {
-        peers.open(cluster, self.live.clone(), tls);
+    pub fn with_peers(self, peers: Peers, cluster: ClusterId, dial: impl Dial) -> Self {
+        peers.open(cluster, self.live.clone(), Box::new(dial));
         Self { peers, ..self }
     }
 

@@ -15,7 +15,7 @@ const NEARLY: u64 = 200;
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// Runs until Raft stops.
-pub(crate) async fn keep_membership(replica: RaftHandle) {
+pub async fn keep_membership(replica: RaftHandle) {
     let mut applied = replica.applied();
     let mut metrics = replica.raft().metrics();
     loop {

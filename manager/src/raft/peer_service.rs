@@ -1,19 +1,13 @@
 //! The Peer service: what other managers call.
 //!
-//! Depends on the gate and on openraft. Invariant: only a manager that was let in and not removed is heard, and only
-//! with what is meant for this member.
+//! Depends on the gate and on what the calls do. Invariant: only a manager that was let in and not removed is heard.
 use super::handle::Progress;
-use super::peer_codec as codec;
-use super::snapshot::SnapshotInput;
-use super::wire::{vote_in, vote_out};
 use crate::authz::{Action, act};
 use crate::codec::decode_envelope;
 use crate::elsewhere;
 use crate::shell::Shell;
 use crate::status::invalid;
 use keyhole_proto::v1;
-use openraft::alias::SnapshotOf;
-use openraft::errors::{Fatal, RaftError};
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -24,83 +18,31 @@ type Reply<T> = Result<Response<T>, Status>;
 #[derive(Clone)]
 pub(crate) struct PeerApi(pub(crate) Arc<Shell>);
 
-impl PeerApi {
-    fn meant_for_us(&self, member: u64) -> Result<(), Status> {
-        match member == self.0.own.member {
-            true => Ok(()),
-            false => Err(Status::failed_precondition(format!(
-                "this is member {}, not {member}",
-                self.0.own.member
-            ))),
-        }
-    }
-}
-
-fn stopped(error: RaftError<super::TypeConfig>) -> Status {
-    Status::unavailable(format!("this manager is stopping: {error}"))
-}
-
-fn ended(error: Fatal<super::TypeConfig>) -> Status {
-    Status::unavailable(format!("this manager is stopping: {error}"))
-}
-
 #[tonic::async_trait]
 impl v1::peer_server::Peer for PeerApi {
     type WatchSessionsStream = ReceiverStream<Result<v1::WatchSessionsReply, Status>>;
 
     async fn append(&self, request: Request<v1::AppendRequest>) -> Reply<v1::AppendReply> {
         self.0.authorize::<act::Raft, _>(&request)?;
-        let request = request.into_inner();
-        self.meant_for_us(request.to)?;
-        let call = codec::append_in(request).map_err(invalid)?;
-        let reply = self.0.raft().append_entries(call).await.map_err(stopped)?;
-        Ok(Response::new(codec::appended_out(reply)))
+        self.0.peer_calls().append(request.into_inner()).await.map(Response::new)
     }
 
     async fn vote(&self, request: Request<v1::VoteRequest>) -> Reply<v1::VoteReply> {
         self.0.authorize::<act::Raft, _>(&request)?;
-        let request = request.into_inner();
-        self.meant_for_us(request.to)?;
-        let call = codec::ballot_in(request).map_err(invalid)?;
-        let reply = self.0.raft().vote(call).await.map_err(stopped)?;
-        Ok(Response::new(codec::voted_out(&reply)))
+        self.0.peer_calls().vote(request.into_inner()).await.map(Response::new)
     }
 
     async fn pre_vote(&self, request: Request<v1::VoteRequest>) -> Reply<v1::VoteReply> {
         self.0.authorize::<act::Raft, _>(&request)?;
-        let request = request.into_inner();
-        self.meant_for_us(request.to)?;
-        let call = codec::ballot_in(request).map_err(invalid)?;
-        let reply = self.0.raft().pre_vote(call).await.map_err(stopped)?;
-        Ok(Response::new(codec::voted_out(&reply)))
+        self.0.peer_calls().pre_vote(request.into_inner()).await.map(Response::new)
     }
 
     async fn install_snapshot(
         &self,
         request: Request<Streaming<v1::SnapshotPart>>,
     ) -> Reply<v1::SnapshotReply> {
-        use v1::snapshot_part::Part;
         self.0.authorize::<act::Raft, _>(&request)?;
-        let mut parts = request.into_inner();
-        let Some(v1::SnapshotPart { part: Some(Part::Start(start)) }) = parts.message().await?
-        else {
-            return Err(invalid("a snapshot begins with its vote"));
-        };
-        self.meant_for_us(start.to)?;
-        let vote = start.vote.ok_or_else(|| invalid("a snapshot without a vote"))?;
-        let vote = vote_in(vote).map_err(invalid)?;
-        let mut input = SnapshotInput::default();
-        while let Some(part) = parts.message().await? {
-            match part.part {
-                Some(Part::Chunk(chunk)) => input.push(chunk).map_err(invalid)?,
-                Some(Part::Start(_)) | None => return Err(invalid("a snapshot has one beginning")),
-            }
-        }
-        let (meta, snapshot) = input.finish().map_err(invalid)?;
-        tracing::info!(rows = ?meta.last_log_id.map(|id| id.index), "installing a snapshot");
-        let snapshot = SnapshotOf::<super::TypeConfig, _> { meta, snapshot };
-        let reply = self.0.raft().install_full_snapshot(vote, snapshot).await.map_err(ended)?;
-        Ok(Response::new(v1::SnapshotReply { vote: Some(vote_out(&reply.vote)) }))
+        self.0.peer_calls().install_snapshot(request.into_inner()).await.map(Response::new)
     }
 
     async fn transfer_leader(
@@ -108,11 +50,7 @@ impl v1::peer_server::Peer for PeerApi {
         request: Request<v1::TransferLeaderRequest>,
     ) -> Reply<v1::TransferLeaderReply> {
         self.0.authorize::<act::Raft, _>(&request)?;
-        // Everybody is told who is to lead, so that nobody waits for the old leader's lease.
-        let request = request.into_inner();
-        let call = codec::transfer_in(request).map_err(invalid)?;
-        let reply = self.0.raft().handle_transfer_leader(call).await.map_err(ended)?;
-        Ok(Response::new(codec::transferred_out(reply)))
+        self.0.peer_calls().transfer_leader(request.into_inner()).await.map(Response::new)
     }
 
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Reply<v1::ProposeReply> {

@@ -10,11 +10,14 @@ use super::types::{Peer, TypeConfig, Vote};
 use super::wire::{vote_in, vote_out};
 use crate::codec::encode_envelope;
 use bytes::Bytes;
+use futures::Stream;
 use keyhole_domain::ClusterId;
 use keyhole_proto::v1;
 use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_state::Envelope;
-use keyhole_wire::tls::{ConnectError, Identity, LiveTls, Role, connect_manager};
+use keyhole_wire::tls::{
+    ConnectError, Identity, LiveTls, ManagerConnection, Role, connect_manager,
+};
 use openraft::alias::SnapshotOf;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
@@ -99,6 +102,27 @@ impl PeerError {
     }
 }
 
+/// Makes connections to other managers: over TLS, but in a simulation.
+#[tonic::async_trait]
+pub trait Dial: Send + Sync + 'static {
+    /// What a connection is opened with now; one that was opened with something else is not used any more.
+    fn identity(&self) -> Option<Arc<Identity>>;
+
+    /// Connects to the manager at `address`, and says who is there.
+    async fn dial(&self, address: &str) -> Result<ManagerConnection, ConnectError>;
+}
+
+#[tonic::async_trait]
+impl Dial for LiveTls {
+    fn identity(&self) -> Option<Arc<Identity>> {
+        Self::identity(self)
+    }
+
+    async fn dial(&self, address: &str) -> Result<ManagerConnection, ConnectError> {
+        connect_manager(address, self).await
+    }
+}
+
 /// The connections to all other managers. Clones share them.
 #[derive(Clone, Default)]
 pub struct Peers {
@@ -117,7 +141,7 @@ struct Inner {
 struct Ways {
     cluster: ClusterId,
     live: Live,
-    tls: LiveTls,
+    dial: Box<dyn Dial>,
 }
 
 /// A connection that is kept.
@@ -130,10 +154,10 @@ struct Line {
 }
 
 impl Peers {
-    /// From now on calls are made, with what `tls` says at each moment.
-    pub(super) fn open(&self, cluster: ClusterId, live: Live, tls: LiveTls) {
+    /// From now on calls are made, on connections that `dial` makes.
+    pub(super) fn open(&self, cluster: ClusterId, live: Live, dial: Box<dyn Dial>) {
         // The second time would be with the same ones.
-        let _ = self.inner.ways.set(Ways { cluster, live, tls });
+        let _ = self.inner.ways.set(Ways { cluster, live, dial });
     }
 
     /// Why this manager is no member any more, once another one has said so.
@@ -200,13 +224,13 @@ impl Peers {
         peer: &Peer,
         lane: Lane,
     ) -> Result<PeerClient<Channel>, PeerError> {
-        let Some(Ways { cluster, live, tls }) = self.inner.ways.get() else {
+        let Some(Ways { cluster, live, dial }) = self.inner.ways.get() else {
             return Err(PeerError::Unready { address: peer.address.clone() });
         };
         // What an operator or the manager itself changed counts, not what it joined with.
         let known = live.state().members().get(&member).map(|member| member.address.clone());
         let address = known.unwrap_or_else(|| peer.address.clone());
-        let identity = tls.identity();
+        let identity = dial.identity();
         let same = |line: &&Line| {
             line.address == address
                 && line.identity.as_ref().map(Arc::as_ptr) == identity.as_ref().map(Arc::as_ptr)
@@ -214,7 +238,7 @@ impl Peers {
         if let Some(line) = self.lines().get(&(member, lane)).filter(same) {
             return Ok(line.client.clone());
         }
-        let connection = connect_manager(&address, tls).await?;
+        let connection = dial.dial(&address).await?;
         let found = &connection.manager;
         if found.role != Role::Manager || found.cluster != *cluster || found.id != peer.name {
             let found = format!("{} {} of cluster {}", found.role.word(), found.id, found.cluster);
@@ -286,6 +310,27 @@ pub struct PeerLine {
 }
 
 impl PeerLine {
+    /// What a snapshot's parts begin with.
+    #[must_use]
+    pub fn snapshot_start(&self, vote: &Vote) -> v1::SnapshotStart {
+        v1::SnapshotStart { to: self.target, vote: Some(vote_out(vote)) }
+    }
+
+    /// Sends the parts of a snapshot, and waits until it is installed.
+    pub async fn install(
+        &self,
+        parts: impl Stream<Item = v1::SnapshotPart> + Send + 'static,
+        within: Duration,
+    ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call =
+            |mut client: PeerClient<Channel>| async move { client.install_snapshot(parts).await };
+        let understand = |reply: v1::SnapshotReply| {
+            let vote = reply.vote.ok_or_else(|| io::Error::other("an answer without a vote"))?;
+            Ok(SnapshotResponse::new(vote_in(vote)?))
+        };
+        self.call((self.lane, within), call, understand).await
+    }
+
     async fn call<R, T, F>(
         &self,
         (lane, within): (Lane, Duration),
@@ -357,17 +402,10 @@ impl RaftNetworkV2<TypeConfig> for PeerLine {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (sender, parts) = mpsc::channel(CHUNKS);
-        let start = v1::SnapshotStart { to: self.target, vote: Some(vote_out(&vote)) };
+        let start = self.snapshot_start(&vote);
         // Reads a database: not for the threads that everything else runs on.
         let reading = tokio::task::spawn_blocking(move || send_parts(start, &snapshot, &sender));
-        let call = |mut client: PeerClient<Channel>| async move {
-            client.install_snapshot(ReceiverStream::new(parts)).await
-        };
-        let understand = |reply: v1::SnapshotReply| {
-            let vote = reply.vote.ok_or_else(|| io::Error::other("an answer without a vote"))?;
-            Ok(SnapshotResponse::new(vote_in(vote)?))
-        };
-        let sending = self.call((self.lane, option.soft_ttl()), call, understand);
+        let sending = self.install(ReceiverStream::new(parts), option.soft_ttl());
         let sent = tokio::select! {
             closed = cancel => return Err(closed.into()),
             sent = sending => sent,

@@ -45,7 +45,8 @@ openraft::declare_raft_types!(
 
 pub(crate) type LogId = LogIdOf<TypeConfig>;
 pub(crate) type Entry = EntryOf<TypeConfig>;
-pub(crate) type Vote = VoteOf<TypeConfig>;
+/// A vote.
+pub type Vote = VoteOf<TypeConfig>;
 pub(crate) type Membership = openraft::Membership<u64, Peer>;
 pub(crate) type StoredMembership = StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = SnapshotMetaOf<TypeConfig>;

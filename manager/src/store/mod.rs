@@ -19,7 +19,7 @@ pub use error::StoreError;
 pub use folder::MarkFile;
 pub use layout::{FORMAT, Position, StoreIdentity};
 pub use view::{Row, RowsView};
-pub use writer::{Done, OnFatal, RowChange, Rows, ViewDone};
+pub use writer::{Done, OnFatal, RowChange, Rows, ViewDone, WriterTurns};
 
 pub(crate) use cipher::identity_bytes;
 
@@ -230,7 +230,8 @@ impl Store {
         };
         let backend = file_backend(open(&store)?, &name_of(&store))?;
         let mark: Box<dyn MarkFile> = Box::new(open(&mark)?);
-        Self::start(backend, mark, &name_of(&store), Some(lock), kek, on_fatal, load)
+        let lock = Some(lock);
+        Self::prepare(backend, mark, (&name_of(&store), lock), kek, on_fatal, load)?.with_thread()
     }
 
     /// As [`Self::open`], on any backend; for tests.
@@ -242,18 +243,32 @@ impl Store {
         on_fatal: OnFatal,
         load: Load<'_>,
     ) -> Result<Self, StoreError> {
-        Self::start(backend, mark, file, None, kek, on_fatal, load)
+        Self::prepare(backend, mark, (file, None), kek, on_fatal, load)?.with_thread()
     }
 
-    fn start(
+    /// As [`Self::open_on`], but without a thread: the caller lets the writer take its turns. For simulations, in which
+    /// nothing may depend on how threads run beside each other.
+    pub fn open_by_turns(
         backend: impl StorageBackend,
         mark: Box<dyn MarkFile>,
         file: &str,
-        lock: Option<FolderLock>,
         kek: &Kek,
         on_fatal: OnFatal,
         load: Load<'_>,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<(Self, WriterTurns), StoreError> {
+        let Prepared { store, turns } =
+            Self::prepare(backend, mark, (file, None), kek, on_fatal, load)?;
+        Ok((store, turns))
+    }
+
+    fn prepare(
+        backend: impl StorageBackend,
+        mark: Box<dyn MarkFile>,
+        (file, lock): (&str, Option<FolderLock>),
+        kek: &Kek,
+        on_fatal: OnFatal,
+        load: Load<'_>,
+    ) -> Result<Prepared, StoreError> {
         let mut mark = Mark { file: mark, name: mark_name(file) };
         let (disk, identity, cipher, checked) = guard("open", file, || {
             let disk = Disk::new(open_database(backend, file)?, lock);
@@ -289,12 +304,10 @@ impl Store {
             shared: shared.clone(),
             on_fatal: Some(on_fatal),
         };
-        let thread = std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || writer.run(&queue))
-            .map_err(|e| StoreError::io("start the writer of", &file, &e))?;
-        let writer = Mutex::new(Some(thread));
-        Ok(Self { disk, cipher, identity, file, shared, applied, writer })
+        let turns = WriterTurns::new(writer, queue);
+        let writer = Mutex::new(None);
+        let store = Self { disk, cipher, identity, file, shared, applied, writer };
+        Ok(Prepared { store, turns })
     }
 
     /// What the state rows stood for when the store was opened, as given with them.
@@ -464,6 +477,24 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// A store whose writer does not run yet.
+struct Prepared {
+    store: Store,
+    turns: WriterTurns,
+}
+
+impl Prepared {
+    fn with_thread(self) -> Result<Store, StoreError> {
+        let Self { mut store, turns } = self;
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || turns.run())
+            .map_err(|e| StoreError::io("start the writer of", &store.file, &e))?;
+        store.writer = Mutex::new(Some(thread));
+        Ok(store)
     }
 }
 

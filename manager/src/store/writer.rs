@@ -1,5 +1,6 @@
 //! The one thread that writes: drains the queue, one transaction for all it finds, then answers in order.
 //!
+//! A simulation has no threads: it lets the writer take its [turns](WriterTurns::turn) by hand.
 //! Depends on redb and the cipher. Invariant: nothing is acknowledged before the commit that holds it and everything
 //! before it is on disk; after a failed commit nothing is acknowledged any more.
 use super::cipher::{BatchSealer, Kind, Place, StoreCipher};
@@ -12,7 +13,7 @@ use prost::Message;
 use redb::{ReadableDatabase, Table, WriteTransaction};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// One transaction takes jobs up to this size.
 const BATCH_BYTES: usize = 8 << 20;
@@ -90,21 +91,38 @@ pub(crate) struct Writer {
     pub(crate) on_fatal: Option<OnFatal>,
 }
 
-impl Writer {
-    /// Works until all senders are gone, then commits what is left.
-    pub(crate) fn run(mut self, queue: &Receiver<Job>) {
-        let mut batch = VecDeque::new();
-        loop {
-            let open = collect(queue, &mut batch);
-            if !batch.is_empty() {
-                self.write(batch.drain(..).collect());
-            }
-            if !open {
-                break;
-            }
-        }
+/// The writer with its queue: what its thread works on.
+pub struct WriterTurns {
+    writer: Writer,
+    queue: Receiver<Job>,
+    batch: VecDeque<Job>,
+}
+
+impl WriterTurns {
+    pub(crate) fn new(writer: Writer, queue: Receiver<Job>) -> Self {
+        Self { writer, queue, batch: VecDeque::new() }
     }
 
+    /// Works until all senders are gone, then commits what is left.
+    pub(crate) fn run(mut self) {
+        while self.take_turn(true) {}
+    }
+
+    /// Commits what is due of the queue now, without waiting for more; `false` when no more will come.
+    pub fn turn(&mut self) -> bool {
+        self.take_turn(false)
+    }
+
+    fn take_turn(&mut self, wait: bool) -> bool {
+        let collected = collect(&self.queue, &mut self.batch, wait);
+        if collected != Collected::NotYet && !self.batch.is_empty() {
+            self.writer.write(self.batch.drain(..).collect());
+        }
+        collected != Collected::Over
+    }
+}
+
+impl Writer {
     fn write(&mut self, mut jobs: Vec<Job>) {
         if let Some(error) = self.shared.failure() {
             jobs.into_iter().for_each(|job| job.fail(&error));
@@ -175,13 +193,26 @@ impl Writer {
     }
 }
 
-/// Waits for work that somebody waits for, or for enough of the other; `false` when no more will come.
-fn collect(queue: &Receiver<Job>, batch: &mut VecDeque<Job>) -> bool {
-    let (mut urgent, mut bytes) = (false, 0);
+/// What there is to do with a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Collected {
+    /// Somebody waits for it, or it is large enough.
+    Due,
+    /// It waits for company.
+    NotYet,
+    /// No more will come.
+    Over,
+}
+
+/// Adds work to the batch until there is some that somebody waits for, or enough of the other; with `wait`, waits for it.
+fn collect(queue: &Receiver<Job>, batch: &mut VecDeque<Job>, wait: bool) -> Collected {
+    let mut urgent = batch.iter().any(Job::is_urgent);
+    let mut bytes: usize = batch.iter().map(Job::size).sum();
     loop {
-        let next = match urgent || bytes >= BATCH_BYTES {
+        let due = urgent || bytes >= BATCH_BYTES;
+        let next = match due || !wait {
             true => queue.try_recv(),
-            false => queue.recv().map_err(|RecvError| TryRecvError::Disconnected),
+            false => queue.recv().map_err(TryRecvError::from),
         };
         match next {
             Ok(job) => {
@@ -189,11 +220,12 @@ fn collect(queue: &Receiver<Job>, batch: &mut VecDeque<Job>) -> bool {
                 bytes += job.size();
                 batch.push_back(job);
             }
-            Err(TryRecvError::Empty) => return true,
-            Err(TryRecvError::Disconnected) => return false,
+            Err(TryRecvError::Empty) if due => return Collected::Due,
+            Err(TryRecvError::Empty) => return Collected::NotYet,
+            Err(TryRecvError::Disconnected) => return Collected::Over,
         }
         if bytes >= BATCH_BYTES {
-            return true;
+            return Collected::Due;
         }
     }
 }

@@ -176,7 +176,7 @@ impl Assembly {
                 false => Err(StreamError::Mixed { found: results_in, expected }),
             };
         }
-        if results_in < self.seen || results_in.incarnation == 0 {
+        if !results_in.may_follow(self.seen) {
             return Err(StreamError::WentBack { offered: results_in, seen: self.seen });
         }
         let delta = AssignmentDelta { applies_to, results_in, ..AssignmentDelta::default() };
