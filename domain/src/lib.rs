@@ -24,6 +24,6 @@ pub use limits::{
     ValueLenError, check_value_len,
 };
 pub use mode::{FileMode, ModeError};
-pub use name::{Labels, LabelsError, NameError, SecretName, ServiceName};
+pub use name::{Labels, LabelsError, NameError, OperatorName, SecretName, ServiceName};
 pub use target::{Target, TargetError};
 pub use version::{Revision, Timestamp, Version, VersionError};

@@ -13,7 +13,7 @@ pub enum NameError {
     /// Nothing was given.
     #[error("{kind} name is empty")]
     Empty {
-        /// `secret` or `service`.
+        /// `secret`, `service` or `operator`.
         kind: &'static str,
     },
     /// Too long, or with a character that names do not have.
@@ -22,7 +22,7 @@ pub enum NameError {
          first and last must be [a-zA-Z0-9]"
     )]
     Invalid {
-        /// `secret` or `service`.
+        /// `secret`, `service` or `operator`.
         kind: &'static str,
         /// The text, cut at 80 characters.
         text: String,
@@ -95,6 +95,8 @@ names! {
     SecretName, "secret", 64, b"-_.", "a-zA-Z0-9-_.";
     /// A service's name: at most 63 characters, no dot, so that `NAME.TASK` stays unambiguous.
     ServiceName, "service", 63, b"-_", "a-zA-Z0-9-_";
+    /// An operator's name: what people and tools are called, `ann@example.org` too.
+    OperatorName, "operator", 64, b"-_.@", "a-zA-Z0-9-_.@";
 }
 
 /// Why labels are refused.

@@ -271,6 +271,53 @@ pub fn availability_out(availability: state::Availability) -> v1::Availability {
     }
 }
 
+/// The wire's word for an operator's role.
+pub fn operator_role_out(role: state::Role) -> v1::OperatorRole {
+    match role {
+        state::Role::Admin => v1::OperatorRole::Admin,
+        state::Role::Writer => v1::OperatorRole::Writer,
+        state::Role::Auditor => v1::OperatorRole::Auditor,
+    }
+}
+
+/// The role that a word of the wire means.
+pub fn operator_role_in(number: i32) -> Option<state::Role> {
+    match v1::OperatorRole::try_from(number) {
+        Ok(v1::OperatorRole::Admin) => Some(state::Role::Admin),
+        Ok(v1::OperatorRole::Writer) => Some(state::Role::Writer),
+        Ok(v1::OperatorRole::Auditor) => Some(state::Role::Auditor),
+        Ok(v1::OperatorRole::Unspecified) | Err(_) => None,
+    }
+}
+
+fn operator_out(operator: &state::Operator) -> v1::OperatorRow {
+    v1::OperatorRow {
+        id: operator.id.to_string(),
+        name: operator.name.to_string(),
+        role: operator_role_out(operator.role).into(),
+        secrets: operator.scope.secrets().iter().map(ToString::to_string).collect(),
+        services: operator.scope.services().iter().map(ToString::to_string).collect(),
+        public_key: operator.public_key.to_vec().into(),
+        created_at: operator.created_at.0,
+        seconds: operator.seconds,
+        not_after: operator.not_after,
+    }
+}
+
+fn operator_in(row: v1::OperatorRow) -> Result<state::Operator> {
+    let scope = state::Scope::new(&row.secrets, &row.services);
+    Ok(state::Operator {
+        id: parse("operator.id", &row.id)?,
+        name: parse("operator.name", &row.name)?,
+        role: required("operator.role", operator_role_in(row.role))?,
+        scope: scope.map_err(|error| DecodeError::new("operator.scope", error))?,
+        public_key: array32("operator.public_key", &row.public_key)?,
+        created_at: Timestamp(row.created_at),
+        seconds: row.seconds,
+        not_after: row.not_after,
+    })
+}
+
 /// What a manager said of its audit, on disk and on the wire.
 pub fn audit_head_out(head: &state::AuditHead) -> v1::AuditHead {
     v1::AuditHead { seq: head.seq, hash: head.hash.to_vec().into(), at: head.at.0 }

@@ -19,6 +19,7 @@ fn code(kind: Kind) -> Code {
         Kind::Aborted => Code::Aborted,
         Kind::InvalidArgument => Code::InvalidArgument,
         Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::PermissionDenied => Code::PermissionDenied,
     }
 }
 
@@ -46,6 +47,7 @@ mod tests {
             (Kind::Aborted, Code::Aborted),
             (Kind::InvalidArgument, Code::InvalidArgument),
             (Kind::ResourceExhausted, Code::ResourceExhausted),
+            (Kind::PermissionDenied, Code::PermissionDenied),
         ] {
             assert_eq!(code(kind), expected);
         }

@@ -12,8 +12,8 @@ use prost::Message;
 use super::{
     DecodeError, Result, array32, audit_head_out, availability_in, availability_out, former_ca_in,
     former_ca_out, key_in, key_out, keyring_in, labels_in, labels_out, member_in, member_out,
-    parse, required, spec_in, spec_out, times, token_in, token_out, unconstrained_in,
-    unconstrained_out, value_in, value_out, version,
+    operator_in, operator_out, parse, required, spec_in, spec_out, times, token_in, token_out,
+    unconstrained_in, unconstrained_out, value_in, value_out, version,
 };
 
 /// A row as the store's and a snapshot's record.
@@ -33,6 +33,7 @@ pub fn encode_row(row: &Row) -> v1::Row {
         Row::Service(service) => Out::Service(service_out(service)),
         Row::Task(task) => Out::Task(task_out(task)),
         Row::Node(node) => Out::Node(node_out(node)),
+        Row::Operator(operator) => Out::Operator(operator_out(operator)),
     };
     v1::Row { row: Some(row) }
 }
@@ -56,6 +57,7 @@ pub fn decode_row(row: v1::Row) -> Result<Row> {
         In::Service(service) => Row::Service(service_in(service)?),
         In::Task(task) => Row::Task(task_in(task)?),
         In::Node(node) => Row::Node(node_in(node)?),
+        In::Operator(operator) => Row::Operator(operator_in(operator)?),
     })
 }
 

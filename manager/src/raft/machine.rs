@@ -36,6 +36,8 @@ pub struct Change {
     pub index: u64,
     /// The nodes whose assignment may have changed.
     pub nodes: Arc<BTreeSet<NodeId>>,
+    /// Whether an operator may be new, another, or gone.
+    pub operators: bool,
 }
 
 /// The state and who listens to it. Clones are the same one.
@@ -103,10 +105,10 @@ impl Live {
         work(&mut self.inner.state.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn announce(&self, index: u64, nodes: BTreeSet<NodeId>) {
+    fn announce(&self, index: u64, nodes: BTreeSet<NodeId>, operators: bool) {
         self.inner.applied.send_replace(index);
         // Nobody listening is fine.
-        let _ = self.inner.changes.send(Change { index, nodes: Arc::new(nodes) });
+        let _ = self.inner.changes.send(Change { index, nodes: Arc::new(nodes), operators });
     }
 }
 
@@ -186,7 +188,8 @@ impl StateMachine {
         if let Some(outcome) = response.as_ref().filter(|_| !awaited) {
             self.live.keep_outcome(id.index, outcome.clone());
         }
-        self.live.announce(id.index, nodes);
+        let operators = rows.iter().any(|key| matches!(key, RowKey::Operator(_)));
+        self.live.announce(id.index, nodes, operators);
         response
     }
 
@@ -285,7 +288,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         });
         self.meta = meta.clone();
         self.snapshotted = true;
-        self.live.announce(index, nodes);
+        self.live.announce(index, nodes, true);
         Ok(())
     }
 

@@ -130,6 +130,7 @@ pub(crate) fn row_key_bytes(key: &RowKey) -> Vec<u8> {
         RowKey::Service(id) => format!("service/{id}"),
         RowKey::Task(id) => format!("task/{id}"),
         RowKey::Node(id) => format!("node/{id}"),
+        RowKey::Operator(id) => format!("operator/{id}"),
     }
     .into_bytes()
 }

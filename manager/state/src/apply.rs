@@ -47,11 +47,16 @@ impl State {
     /// Applies the command at a log index. Total and deterministic; a refused command changes nothing but the index.
     pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Result<Applied, Rejected> {
         self.index = index;
-        let at = envelope.at;
-        let when = (at, index);
         if self.cluster.is_none() && !matches!(envelope.command, Command::Init(_)) {
             return Err(Rejected::NotInitialised);
         }
+        self.permit(envelope)?;
+        self.run(index, envelope).map_err(|refused| self.in_words_for(&envelope.actor, refused))
+    }
+
+    fn run(&mut self, index: u64, envelope: &Envelope) -> Result<Applied, Rejected> {
+        let at = envelope.at;
+        let when = (at, index);
         match &envelope.command {
             Command::Init(init) => self.init(at, init),
             Command::CreateSecret { id, name, labels, value } => {
@@ -76,6 +81,9 @@ impl State {
             Command::SyncTasks { node, live, ca_number } => {
                 self.sync_tasks(at, *node, live, *ca_number)
             }
+            Command::CreateOperator(operator) => self.create_operator(operator),
+            Command::RenewOperator { id, not_after } => self.renew_operator(*id, *not_after),
+            Command::RemoveOperator { id } => self.remove_operator(*id),
             Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),
             Command::ChangeNode { id, change } => self.change_node(index, *id, change),
             Command::RemoveNode { id } => self.remove_node(*id),

@@ -54,6 +54,9 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::ClaimTask { .. } => "task.claim",
         Command::EndTask { .. } => "task.end",
         Command::SyncTasks { .. } => "task.sync",
+        Command::CreateOperator(_) => "operator.create",
+        Command::RenewOperator { .. } => "operator.renew",
+        Command::RemoveOperator { .. } => "operator.rm",
         Command::JoinNode { .. } => "node.join",
         Command::ChangeNode { .. } => "node.update",
         Command::RemoveNode { .. } => "node.rm",
@@ -103,6 +106,16 @@ impl State {
             }
             Command::EndTask { id, node: on, .. } => vec![id.to_string(), node(on)],
             Command::SyncTasks { node: on, .. } => vec![node(on)],
+            Command::CreateOperator(new) => {
+                let mut objects = vec![format!("{} ({})", new.name, new.id), new.role.to_string()];
+                objects.extend(new.scope.secrets().iter().map(|some| format!("secrets {some}")));
+                objects.extend(new.scope.services().iter().map(|some| format!("services {some}")));
+                objects
+            }
+            Command::RenewOperator { id, .. } | Command::RemoveOperator { id } => {
+                let known = self.operators.get(id);
+                vec![known.map_or(format!("{id}"), |known| format!("{} ({id})", known.name))]
+            }
             Command::JoinNode { id, hostname } => vec![format!("{hostname} ({id})")],
             Command::ChangeNode { id, .. } | Command::RemoveNode { id } => vec![node(id)],
             Command::AddMember { member, .. } => {

@@ -6,7 +6,7 @@ use keyhole_domain::{
 };
 
 use crate::{
-    Availability, Member, MemberKeys, NewCa, NewKey, ResealItem, Restoration, SealedKey,
+    Availability, Member, MemberKeys, NewCa, NewKey, Operator, ResealItem, Restoration, SealedKey,
     SealedValue, TokenRecord, TokenRole, Unconstrained,
 };
 
@@ -159,6 +159,12 @@ pub enum Command {
     EndTask { id: TaskId, node: NodeId, reason: String },
     /// A node says which tasks it still has; all others of it ended.
     SyncTasks { node: NodeId, live: Vec<TaskId>, ca_number: u32 },
+    /// A new operator.
+    CreateOperator(Box<Operator>),
+    /// An operator's certificate was made anew; until when it holds, in Unix seconds.
+    RenewOperator { id: NodeId, not_after: u64 },
+    /// An operator is none any more.
+    RemoveOperator { id: NodeId },
     /// A machine joined.
     JoinNode { id: NodeId, hostname: String },
     /// An operator changes a node.

@@ -6,7 +6,7 @@ impl State {
     /// Whether a command that member `from` passes on may be proposed for its actor.
     ///
     /// # Errors
-    /// [`Rejected::NotForwarded`]: the actor is none that may do this, or not known here.
+    /// [`Rejected::NotForwarded`]: the actor is none that may do this, or not known here; [`State::permit`]'s.
     pub fn admit_forwarded(&self, from: u64, envelope: &Envelope) -> Result<(), Rejected> {
         let refuse = |why| Err(Rejected::NotForwarded { from, why });
         let command = &envelope.command;
@@ -45,6 +45,7 @@ impl State {
             // An administrator of the sender's machine; he could do the same with the sender's keys.
             Actor::Local { .. } => match command {
                 Command::Init(_)
+                | Command::RenewOperator { .. }
                 | Command::ClaimTask { .. }
                 | Command::EndTask { .. }
                 | Command::SyncTasks { .. }
@@ -57,7 +58,7 @@ impl State {
                 | Command::ForceNewCluster { .. } => refuse("what an operator does not do"),
                 _ => Ok(()),
             },
-            Actor::Operator(_) => refuse("by an operator who is not known"),
+            Actor::Operator(_) => self.permit(envelope),
         }
     }
 }

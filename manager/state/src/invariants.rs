@@ -15,6 +15,7 @@ impl State {
         self.grants_resolve()?;
         self.tasks_belong()?;
         self.members_hold_the_keys()?;
+        self.operators_are_apart()?;
         self.audit_heads_rise()
     }
 
@@ -42,6 +43,14 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    fn operators_are_apart(&self) -> Result<(), String> {
+        let names: BTreeSet<_> = self.operators.values().map(|one| &one.name).collect();
+        match names.len() == self.operators.len() {
+            true => Ok(()),
+            false => Err("two operators have one name".into()),
+        }
     }
 
     fn names_match(&self) -> Result<(), String> {

@@ -2,6 +2,8 @@
 
 use keyhole_domain::{ClusterId, LabelsError, MAX_GRANTS, NodeId, Target, Version};
 
+use crate::Role;
+
 /// What sort of refusal it is; the shell maps it to a gRPC status (design section 6, point 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -17,6 +19,8 @@ pub enum Kind {
     InvalidArgument,
     /// A limit would be passed.
     ResourceExhausted,
+    /// Who asks may not.
+    PermissionDenied,
 }
 
 /// Why a command was refused.
@@ -98,6 +102,16 @@ pub enum Rejected {
          cut, or put back; look with 'keyhole audit verify' there"
     )]
     AuditWentBack { member: u64, seq: u64, noted: u64 },
+    #[error(
+        "operator {id} is not known to this cluster (any more); ask an administrator for a new certificate"
+    )]
+    UnknownOperator { id: NodeId },
+    #[error("operator {name} is {}{role}{}, which may not do this", article(role), limit(limited))]
+    NotYourRole { name: String, role: Role, limited: bool },
+    #[error("{what} is not in the scope of operator {name}")]
+    OutOfScope { name: String, what: String },
+    #[error("no operator does this")]
+    NotAnOperators,
     #[error("the cluster's keys changed while they were sealed for member {id}; try again")]
     KeysRaced { id: u64 },
     #[error(
@@ -115,6 +129,20 @@ pub enum Rejected {
 
 fn list(versions: &[Version]) -> String {
     versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn article(role: &Role) -> &'static str {
+    match role {
+        Role::Admin | Role::Auditor => "an ",
+        Role::Writer => "a ",
+    }
+}
+
+fn limit(limited: &bool) -> &'static str {
+    match limited {
+        true => " with a scope",
+        false => "",
+    }
 }
 
 impl Rejected {
@@ -151,6 +179,10 @@ impl Rejected {
             | Self::TargetConflict { .. }
             | Self::TooManyGrants { .. }
             | Self::Labels(_) => Kind::InvalidArgument,
+            Self::UnknownOperator { .. }
+            | Self::NotYourRole { .. }
+            | Self::OutOfScope { .. }
+            | Self::NotAnOperators => Kind::PermissionDenied,
             Self::Quota { .. } => Kind::ResourceExhausted,
         }
     }

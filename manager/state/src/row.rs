@@ -2,7 +2,7 @@
 
 use keyhole_domain::{NodeId, SecretId, ServiceId, TaskId, Version};
 
-use crate::{Cluster, Member, Node, Secret, SecretVersion, Service, Task};
+use crate::{Cluster, Member, Node, Operator, Secret, SecretVersion, Service, Task};
 
 /// Which row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +15,7 @@ pub enum RowKey {
     Service(ServiceId),
     Task(TaskId),
     Node(NodeId),
+    Operator(NodeId),
 }
 
 /// A row's content.
@@ -29,6 +30,7 @@ pub enum Row {
     Service(Service),
     Task(Task),
     Node(Node),
+    Operator(Operator),
 }
 
 impl Row {
@@ -42,6 +44,7 @@ impl Row {
             Self::Service(service) => RowKey::Service(service.id),
             Self::Task(task) => RowKey::Task(task.id),
             Self::Node(node) => RowKey::Node(node.id),
+            Self::Operator(operator) => RowKey::Operator(operator.id),
         }
     }
 }

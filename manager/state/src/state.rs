@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyhole_domain::{NodeId, Revision, SecretId, SecretName, ServiceId, ServiceName, TaskId};
 
 use crate::keyring::ValueCount;
-use crate::{Cluster, Member, Node, Row, RowKey, Secret, Service, Task, Versions};
+use crate::{Cluster, Member, Node, Operator, Row, RowKey, Secret, Service, Task, Versions};
 
 /// The cluster's state at one log index. Equal logs make equal states.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +19,7 @@ pub struct State {
     pub(crate) service_names: BTreeMap<ServiceName, ServiceId>,
     pub(crate) tasks: BTreeMap<TaskId, Task>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) operators: BTreeMap<NodeId, Operator>,
     /// All kept values together.
     pub(crate) values: ValueCount,
 }
@@ -65,6 +66,11 @@ impl State {
         &self.nodes
     }
 
+    /// All operators, by id.
+    pub fn operators(&self) -> &BTreeMap<NodeId, Operator> {
+        &self.operators
+    }
+
     /// Bytes of all kept values together.
     pub fn value_bytes(&self) -> u64 {
         self.values.bytes
@@ -99,6 +105,9 @@ impl State {
                 Row::Task(task) => tasks.push((task.id, task)),
                 Row::Node(node) => {
                     state.nodes.insert(node.id, node);
+                }
+                Row::Operator(operator) => {
+                    state.operators.insert(operator.id, operator);
                 }
             }
         }
@@ -142,6 +151,7 @@ impl State {
             RowKey::Service(id) => self.services.get(&id).cloned().map(Row::Service),
             RowKey::Task(id) => self.tasks.get(&id).cloned().map(Row::Task),
             RowKey::Node(id) => self.nodes.get(&id).cloned().map(Row::Node),
+            RowKey::Operator(id) => self.operators.get(&id).cloned().map(Row::Operator),
         }
     }
 
@@ -157,6 +167,7 @@ impl State {
         keys.extend(self.services.keys().map(|id| RowKey::Service(*id)));
         keys.extend(self.tasks.keys().map(|id| RowKey::Task(*id)));
         keys.extend(self.nodes.keys().map(|id| RowKey::Node(*id)));
+        keys.extend(self.operators.keys().map(|id| RowKey::Operator(*id)));
         keys
     }
 }
