@@ -2,12 +2,16 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Parser, Subcommand};
 
 use crate::audit::AuditCommand;
 use crate::console::Output;
-use crate::host::{Host, MANAGER_HOST, NODE_SOCKET};
+use crate::context::ContextCommand;
+use crate::failure::Failure;
+use crate::host::{Host, NODE_SOCKET};
 use crate::operator::cluster::ClusterCommand;
+use crate::operator::operators::OperatorCommand;
 use crate::operator::secret::SecretCommand;
 use crate::operator::service::ServiceCommand;
 use crate::{complete, dev, man, manager, node, run, task};
@@ -38,10 +42,36 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// Where the manager is: unix:///PATH or tcp://HOST:PORT
-    #[arg(short = 'H', long, global = true, env = "KEYHOLE_HOST", value_name = "URL", default_value = MANAGER_HOST,
-          help_heading = "Global options")]
-    pub(crate) host: Host,
+    /// Where the manager is: unix:///PATH or tcp://HOST:PORT; by default unix:///run/keyhole/manager.sock, or the context's
+    #[arg(
+        short = 'H',
+        long,
+        global = true,
+        env = "KEYHOLE_HOST",
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    pub(crate) host: Option<Host>,
+    /// The context to use, in place of the one in use ('keyhole context ls')
+    #[arg(
+        short = 'c',
+        long,
+        global = true,
+        env = "KEYHOLE_CONTEXT",
+        value_name = "CONTEXT",
+        help_heading = "Global options"
+    )]
+    pub(crate) context: Option<String>,
+    /// The folder of contexts; by default ~/.keyhole/contexts
+    #[arg(
+        long,
+        global = true,
+        env = "KEYHOLE_CONTEXT_DIR",
+        value_name = "FOLDER",
+        help_heading = "Global options",
+        hide_short_help = true
+    )]
+    pub(crate) context_dir: Option<PathBuf>,
     /// The operator's certificate, for tcp:// (PEM)
     #[arg(
         long,
@@ -96,6 +126,23 @@ pub(crate) struct Global {
     pub(crate) output: Output,
 }
 
+impl Global {
+    /// Decides which of host and context counts: what was typed before what was set elsewhere, else the host.
+    pub(crate) fn settle(&mut self, matches: &ArgMatches) -> Result<(), Failure> {
+        let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        match (typed("host"), typed("context")) {
+            (true, true) => Err(Failure::usage(
+                "give either --host or --context: both say where the manager is",
+            )),
+            (false, true) => {
+                self.host = None;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The nouns.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -111,6 +158,12 @@ pub(crate) enum Command {
     /// Look at the cluster, let machines join, change settings
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Create, list and remove operators who ask from elsewhere
+    #[command(subcommand)]
+    Operator(OperatorCommand),
+    /// Keep several clusters, and say which one is meant
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Run this machine's manager
     #[command(subcommand)]
     Manager(manager::ManagerCommand),

@@ -18,6 +18,7 @@ use keyhole_proto::v1;
 
 use crate::args::{Cli, Global};
 use crate::console::Console;
+use crate::context::kept::Contexts;
 use crate::failure::Failure;
 use crate::operator::Manager;
 use crate::{config, host};
@@ -101,18 +102,24 @@ enum Kind {
     Node,
     Manager,
     Task,
+    Operator,
+    Context,
 }
 
 /// Told by the argument's id; a name that is yet to be given is nothing to complete.
 fn kind(verb: &str, id: &str) -> Option<Kind> {
     Some(match (verb, id) {
         ("service create", "service") | ("dev", "secret") => return None,
+        // These are patterns.
+        ("operator create", _) => return None,
         ("secret rotate", "what") => Kind::Rotation,
         (_, "secret" | "secrets" | "secret_add" | "secret_rm") => Kind::Secret,
         (_, "service" | "services") => Kind::Service,
         (_, "node" | "nodes") => Kind::Node,
         (_, "manager" | "managers") => Kind::Manager,
         (_, "tasks") => Kind::Task,
+        (_, "operators") => Kind::Operator,
+        (_, "context" | "contexts") => Kind::Context,
         _ => return None,
     })
 }
@@ -218,7 +225,9 @@ fn global(typed: &[OsString]) -> Option<Global> {
     };
     let command = config::layer(Cli::command(), options).ok()?.ignore_errors(true);
     let matches = command.try_get_matches_from(typed).ok()?;
-    Global::from_arg_matches(&matches).ok()
+    let mut global = Global::from_arg_matches(&matches).ok()?;
+    global.settle(&matches).ok()?;
+    Some(global)
 }
 
 async fn ask(global: &Global, kind: Kind) -> Result<Vec<(String, String)>, Failure> {
@@ -226,6 +235,10 @@ async fn ask(global: &Global, kind: Kind) -> Result<Vec<(String, String)>, Failu
         let mut node = host::node(&global.node_socket).await?;
         let tasks = node.list_tasks(v1::ListTasksRequest {}).await?.into_inner().tasks;
         return Ok(tasks.into_iter().map(|task| (task.id, task.service)).collect());
+    }
+    if kind == Kind::Context {
+        let names = Contexts::of(global)?.names()?;
+        return Ok(names.into_iter().map(|name| (name, "context".to_owned())).collect());
     }
     let mut api = Manager::connect(global).await?.api;
     Ok(match kind {
@@ -236,7 +249,7 @@ async fn ask(global: &Global, kind: Kind) -> Result<Vec<(String, String)>, Failu
             };
             secrets.into_iter().map(about).collect()
         }
-        Kind::Service | Kind::Task => {
+        Kind::Service | Kind::Task | Kind::Context => {
             let services = api.list_services(v1::ListRequest {}).await?.into_inner().services;
             let about = |service: v1::ServiceInfo| {
                 (service.name, format!("service, {} tasks", service.running))
@@ -246,6 +259,10 @@ async fn ask(global: &Global, kind: Kind) -> Result<Vec<(String, String)>, Failu
         Kind::Node => {
             let nodes = api.list_nodes(v1::ListRequest {}).await?.into_inner().nodes;
             nodes.into_iter().map(|node| (node.hostname, format!("node {}", node.id))).collect()
+        }
+        Kind::Operator => {
+            let found = api.list_operators(v1::ListRequest {}).await?.into_inner().operators;
+            found.into_iter().map(|one| (one.name, format!("operator {}", one.id))).collect()
         }
         Kind::Manager => {
             let managers = api.list_managers(v1::ListRequest {}).await?.into_inner().managers;
@@ -267,9 +284,10 @@ mod tests {
             for arg in command.get_arguments() {
                 let id = arg.get_id().as_str();
                 let named = arg.get_value_names().unwrap_or_default().join(" ");
-                let names = ["SECRET", "SERVICE", "NODE", "MANAGER", "TASK", "SPEC"]
-                    .iter()
-                    .any(|word| named.starts_with(word));
+                let names =
+                    ["SECRET", "SERVICE", "NODE", "MANAGER", "TASK", "SPEC", "OPERATOR", "CONTEXT"]
+                        .iter()
+                        .any(|word| named.starts_with(word));
                 if names && kind(verb, id).is_none() && verb != "service create" {
                     unknown.push(format!("{verb}: {id}"));
                 }
@@ -288,7 +306,7 @@ mod tests {
     fn options_count_wherever_they_are_typed() {
         let host = |words: &[&str]| {
             let typed: Vec<_> = words.iter().map(OsString::from).collect();
-            global(&typed).map(|global| global.host.to_string())
+            global(&typed).and_then(|global| global.host).map(|host| host.to_string())
         };
         let there = Some("unix:///x".to_owned());
         assert_eq!(host(&["keyhole", "--host", "unix:///x", "secret", "rm", ""]), there);

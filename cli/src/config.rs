@@ -79,7 +79,11 @@ impl Layers {
         let known = keys(&command);
         let command = command.mut_args(|arg| {
             let long = arg.get_long().filter(|long| in_file(&arg, long));
-            let value = long.and_then(|long| options.remove(long));
+            // `[context.ls]` is about the command of that name, `context = 'prod'` about the option.
+            let value = long.and_then(|long| match options.get(long) {
+                Some(Value::Table(_)) => None,
+                _ => options.remove(long),
+            });
             self.arg(arg, path, value)
         });
         let command = command.mut_subcommands(|sub| {
@@ -216,7 +220,7 @@ mod tests {
         let toml = "host = 'tcp://a:1'\nnode_socket = '/n'\n[manager.run]\ndata-dir = '/d'\nlisten = '1.2.3.4:5'\n\
                     init = true\n";
         let cli = parse(toml, &["keyhole", "manager", "run", "--listen", "0.0.0.0:9"]).unwrap();
-        assert_eq!(cli.global.host.to_string(), "tcp://a:1");
+        assert_eq!(cli.global.host.unwrap().to_string(), "tcp://a:1");
         assert_eq!(cli.global.node_socket, PathBuf::from("/n"));
         let Verb::Manager(ManagerCommand::Run(run)) = cli.command else {
             panic!("another command");
@@ -224,6 +228,15 @@ mod tests {
         assert_eq!(run.data_dir, PathBuf::from("/d"));
         assert_eq!(run.listen.to_string(), "0.0.0.0:9");
         assert!(run.init);
+    }
+
+    #[test]
+    fn an_option_and_a_command_of_one_name_are_told_apart() {
+        let argv = &["keyhole", "context", "ls"];
+        let named = parse("context = 'prod'", argv).unwrap();
+        assert_eq!(named.global.context.as_deref(), Some("prod"));
+        let quiet = parse("[context.ls]\nquiet = true", argv).unwrap();
+        assert_eq!(quiet.global.context, None);
     }
 
     #[test]
@@ -259,8 +272,9 @@ mod tests {
             ),
             (
                 "config = '/x'",
-                "option file: \"config\" is no option or command; known here are host, cert, key, ca, node-socket, \
-                 output, secret, service, node, cluster, manager, audit, run, task, dev",
+                "option file: \"config\" is no option or command; known here are host, context, context-dir, cert, \
+                 key, ca, node-socket, output, secret, service, node, cluster, operator, context, manager, audit, run, \
+                 task, dev",
             ),
             (
                 "node-socket = '/a'\nnode_socket = '/b'",

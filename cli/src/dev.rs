@@ -86,7 +86,7 @@ impl Dev {
         for failure in left {
             console.warn(&failure.to_string());
         }
-        let global = Global { host: Host::Unix(place.manager_socket()), ..global.clone() };
+        let global = Global { host: Some(Host::Unix(place.manager_socket())), ..global.clone() };
         let mut parts = Parts::default();
         let outcome = self.work(&global, &place, &mut parts, &mut signals, console).await;
         place.end_tasks();

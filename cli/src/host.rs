@@ -10,13 +10,17 @@ use std::time::Duration;
 
 use keyhole_proto::v1::control_client::ControlClient;
 use keyhole_wire::http2::{self, SpeakError};
+use keyhole_wire::tls::{self, ConnectError, Exporter, LiveTls};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::failure::Failure;
 
 /// Where the manager's socket is unless told otherwise.
+pub(crate) const MANAGER_SOCKET: &str = "/run/keyhole/manager.sock";
+/// The same as one writes it after `--host`.
 pub(crate) const MANAGER_HOST: &str = "unix:///run/keyhole/manager.sock";
 /// Where the node's socket is unless told otherwise.
 pub(crate) const NODE_SOCKET: &str = "/run/keyhole/node.sock";
@@ -81,6 +85,32 @@ pub(crate) async fn manager_over_unix(path: &Path) -> Result<Channel, Failure> {
             plain(&error)
         ))
     })
+}
+
+/// A channel to the first of several managers that answers, tried in turn: each next one when the one before has failed, or
+/// has said nothing for a moment. If none does, what each said.
+pub(crate) async fn manager_over_tls(
+    addresses: &[String],
+    live: &LiveTls,
+) -> Result<(Channel, Exporter), Vec<ConnectError>> {
+    const HEAD_START: Duration = Duration::from_millis(300);
+    let (mut trying, mut failed) = (JoinSet::new(), Vec::new());
+    let mut next = addresses.iter().cloned();
+    loop {
+        if let Some(address) = next.next() {
+            let live = live.clone();
+            trying.spawn(async move { tls::connect(&address, &live).await });
+        }
+        tokio::select! {
+            done = trying.join_next() => match done {
+                Some(Ok(Ok(connected))) => return Ok(connected),
+                Some(Ok(Err(error))) => failed.push(error),
+                Some(Err(_)) => {}
+                None => return Err(failed),
+            },
+            () = sleep(HEAD_START), if next.len() > 0 => {}
+        }
+    }
 }
 
 /// A client of the node at a unix socket.

@@ -1,6 +1,6 @@
 //! The `keyhole` binary: operator commands, the daemons and `run`; the only place that sees both sides.
 //!
-//! Reading order: `args` (the command line), `operator` (what is asked of managers), `run` and `task` (what is asked
+//! Reading order: `args` (the command line), `operator` (what is asked of managers), `context` (which ones), `run` and `task` (what is asked
 //! of this machine's node), `audit` (this manager's files), `manager` and `node` (the daemons), `dev` (all of them), `render` (how answers look).
 
 use std::ffi::OsString;
@@ -19,6 +19,7 @@ mod audit;
 mod complete;
 mod config;
 mod console;
+mod context;
 mod credentials;
 mod dev;
 mod failure;
@@ -113,7 +114,9 @@ impl From<clap::Error> for Unparsed {
 fn parse(argv: &[OsString]) -> Result<Cli, Unparsed> {
     let command = layered(argv).map_err(Unparsed::Config)?;
     let matches = command.try_get_matches_from(argv)?;
-    Ok(Cli::from_arg_matches(&matches)?)
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    cli.global.settle(&matches).map_err(Unparsed::Config)?;
+    Ok(cli)
 }
 
 /// The command line with what the environment and the file of options say.
@@ -135,8 +138,19 @@ fn is_worker(argv: &[OsString]) -> bool {
 
 /// Whether the noun is `run` or `dev`, whose own failures have other exit codes; also when the rest does not parse.
 fn is_run(argv: &[OsString]) -> bool {
-    const WITH_VALUE: [&str; 8] =
-        ["-H", "--host", "--cert", "--key", "--ca", "--node-socket", "--config", "--output"];
+    const WITH_VALUE: [&str; 11] = [
+        "-H",
+        "--host",
+        "-c",
+        "--context",
+        "--context-dir",
+        "--cert",
+        "--key",
+        "--ca",
+        "--node-socket",
+        "--config",
+        "--output",
+    ];
     let mut words = argv.iter().skip(1).map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {
         if WITH_VALUE.contains(&word.as_ref()) {
@@ -186,6 +200,8 @@ async fn ask(
         Command::Cluster(cluster) => cluster.run(global, console).await,
         Command::Task(task) => task.run(global, console).await,
         Command::Manager(manager) => manager.ask(global, console).await,
+        Command::Operator(operator) => operator.run(global, console).await,
+        Command::Context(context) => context.run(global, console),
         Command::Audit(audit) => audit.run(global, console).await,
         Command::Run(_)
         | Command::Dev(_)

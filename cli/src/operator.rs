@@ -8,11 +8,14 @@ pub(crate) mod cluster;
 pub(crate) mod labels;
 pub(crate) mod manager;
 pub(crate) mod node;
+pub(crate) mod operators;
 pub(crate) mod secret;
 pub(crate) mod service;
 mod tasks;
 #[cfg(test)]
 mod testing;
+
+use std::path::Path;
 
 use keyhole_proto::v1;
 use keyhole_proto::v1::operator_client::OperatorClient;
@@ -21,6 +24,7 @@ use tonic::transport::Channel;
 
 use crate::args::Global;
 use crate::console::Console;
+use crate::context::kept::{Context, Contexts};
 use crate::credentials;
 use crate::failure::Failure;
 use crate::host::{self, Host};
@@ -39,9 +43,13 @@ pub(crate) struct Manager {
 impl Manager {
     /// Connects now.
     pub(crate) async fn connect(global: &Global) -> Result<Self, Failure> {
+        if let Some(context) = Contexts::chosen(global)? {
+            return Self::of_context(&context).await;
+        }
         let (channel, exporter) = match &global.host {
-            Host::Unix(path) => (host::manager_over_unix(path).await?, None),
-            Host::Tcp(address) => {
+            None => (host::manager_over_unix(Path::new(host::MANAGER_SOCKET)).await?, None),
+            Some(Host::Unix(path)) => (host::manager_over_unix(path).await?, None),
+            Some(Host::Tcp(address)) => {
                 let live = credentials::load(global)?;
                 let (channel, exporter) = tls::connect(address, &live).await.map_err(|error| {
                     Failure::new(format!("cannot reach the manager at tcp://{error}"))
@@ -49,10 +57,18 @@ impl Manager {
                 (channel, Some(exporter))
             }
         };
-        Ok(Self {
-            api: OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER),
-            exporter,
-        })
+        Ok(Self::on(channel, exporter))
+    }
+
+    /// Connects to a manager of the context.
+    pub(crate) async fn of_context(context: &Context) -> Result<Self, Failure> {
+        let (channel, exporter) = context.connect().await?;
+        Ok(Self::on(channel, Some(exporter)))
+    }
+
+    fn on(channel: Channel, exporter: Option<[u8; 32]>) -> Self {
+        let api = OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+        Self { api, exporter }
     }
 
     /// The key that this manager takes values under.

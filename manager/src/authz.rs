@@ -16,7 +16,7 @@ pub use subject::{
 use std::sync::Arc;
 
 use keyhole_domain::NodeId;
-use keyhole_state::{Actor, State};
+use keyhole_state::{Act, Actor, Rejected, Scope, State};
 use tonic::{Code, Request, Status};
 
 use crate::audit::AuditLog;
@@ -30,6 +30,8 @@ pub trait Action: Send + Sync + 'static {
     type Subject: Subject;
     /// Whether only a manager that holds the cluster's keys can do it.
     const NEEDS_KEYS: bool;
+    /// What it is among the acts of operators, if it is one of theirs.
+    const ACT: Option<Act>;
 }
 
 /// Proof that a caller may do `A` now.
@@ -59,6 +61,7 @@ impl Action for OwnWork {
     const NAME: &'static str = "manager.own";
     type Subject = Itself;
     const NEEDS_KEYS: bool = false;
+    const ACT: Option<Act> = None;
 }
 
 /// The subject of [`OwnWork`]; no caller is one.
@@ -66,7 +69,7 @@ impl Action for OwnWork {
 pub struct Itself(());
 
 impl Subject for Itself {
-    fn admit(_: &Caller, _: &State) -> Result<Self, Denied> {
+    fn admit(_: &Caller, _: &State, _: Option<Act>) -> Result<Self, Denied> {
         Err(Denied::new(Code::PermissionDenied, "no caller is this manager itself"))
     }
 }
@@ -78,8 +81,19 @@ impl Authorized<OwnWork> {
     }
 }
 
+impl<A: Action<Subject = OperatorSubject>> Authorized<A> {
+    /// On which names he acts, and which he sees.
+    pub fn scope(&self) -> &Scope {
+        self.subject.scope()
+    }
+}
+
 macro_rules! actions {
-    ($($subject:ty, $keys:literal: $($name:ident $text:literal),+;)*) => {$($(
+    ($($subject:ident, $keys:literal: $($name:ident $text:literal),+;)*) => {
+        /// Every RPC's action, what the audit calls it, and what it is among the acts of operators.
+        pub const ACTIONS: &[(&str, &str, Option<Act>)] =
+            &[$($((stringify!($name), $text, act_of!($subject $name)),)+)*];
+        $($(
         #[doc = concat!("`", $text, "`")]
         #[derive(Debug)]
         pub struct $name;
@@ -88,13 +102,25 @@ macro_rules! actions {
             const NAME: &'static str = $text;
             type Subject = $subject;
             const NEEDS_KEYS: bool = $keys;
+            const ACT: Option<Act> = act_of!($subject $name);
         }
     )+)*};
 }
 
+macro_rules! act_of {
+    (OperatorSubject $name:ident) => {
+        Some(Act::$name)
+    };
+    ($subject:ident $name:ident) => {
+        None
+    };
+}
+
 /// Every RPC's action.
 pub mod act {
-    use super::{Action, FellowManager, Holder, MemberNode, OperatorSubject, RaftPeer, Stranger};
+    use super::{
+        Act, Action, FellowManager, Holder, MemberNode, OperatorSubject, RaftPeer, Stranger,
+    };
 
     // The second word: whether a manager needs the cluster's keys for it.
     actions! {
@@ -128,6 +154,11 @@ pub mod act {
             TransferLeader "manager.transfer-leader",
             RotateKeys "cluster.rotate-keys",
             RotateCa "cluster.ca.rotate",
+            CreateOperator "operator.create",
+            RenewOperator "operator.renew",
+            ListOperators "operator.ls",
+            InspectOperator "operator.inspect",
+            RemoveOperator "operator.rm",
             JoinToken "cluster.join-token",
             Backup "cluster.backup";
         OperatorSubject, false:
@@ -166,7 +197,7 @@ impl Gate {
     /// The only way to an [`Authorized`] for a caller.
     pub fn authorize<A: Action, T>(&self, request: &Request<T>) -> Result<Authorized<A>, Status> {
         let caller = Caller::of(request);
-        match self.replica.read(|state| A::Subject::admit(&caller, state)) {
+        match self.replica.read(|state| A::Subject::admit(&caller, state, A::ACT)) {
             Ok(subject) => Ok(Authorized { actor: caller.actor(), subject }),
             Err(denied) => {
                 self.audit.refused(&caller, A::NAME, &denied.why);
@@ -176,6 +207,16 @@ impl Gate {
                     _ => Status::new(denied.code, denied.why),
                 })
             }
+        }
+    }
+
+    /// Whether an operator that was let through may stay: what he waits for is ended when he is removed.
+    pub(crate) fn still_operator(&self, by: &Actor) -> Result<(), Rejected> {
+        match by {
+            Actor::Operator(id) if !self.replica.read(|s| s.operators().contains_key(id)) => {
+                Err(Rejected::UnknownOperator { id: *id })
+            }
+            _ => Ok(()),
         }
     }
 

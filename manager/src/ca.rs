@@ -129,16 +129,27 @@ pub(crate) struct Holder {
     pub(crate) role: Role,
 }
 
-/// Signs a leaf for the public key of a request.
+/// Signs a leaf for the public key of a request, for as long as machines' leaves live.
 pub(crate) fn issue(
     cluster: &Cluster,
     own: &MemberKey,
     holder: Holder,
     csr: &[u8],
 ) -> Result<Vec<u8>, CaError> {
+    let end = clock::unix_seconds().saturating_add(cluster.certificate_seconds);
+    issue_until(cluster, own, holder, csr, end)
+}
+
+/// The same, until another second.
+pub(crate) fn issue_until(
+    cluster: &Cluster,
+    own: &MemberKey,
+    holder: Holder,
+    csr: &[u8],
+    end: u64,
+) -> Result<Vec<u8>, CaError> {
     let public_key = csr_public_key(csr)?;
     let now = clock::unix_seconds();
-    let end = now.saturating_add(cluster.certificate_seconds);
     let end = end.min(expires_at(&cluster.ca_certificate));
     let id = holder.id.to_string();
     let params = leaf_params(&cluster.id, holder.role, &id, backdated(now), end)?;

@@ -38,10 +38,14 @@ impl InputFor {
 /// Who sends on the CLI's edge, in HPKE's info.
 const OPERATOR: &str = "operator";
 
-/// What the CLI binds a value to on its way to a manager.
+/// What the CLI binds a value to on its way to a manager: over TLS, to that connection too.
 #[must_use]
-pub fn input_info(cluster: &ClusterId, manager: &str) -> Info {
-    Info::new(Protocol::CliToManager, cluster, OPERATOR, manager)
+pub fn input_info(cluster: &ClusterId, manager: &str, exporter: Option<&[u8; 32]>) -> Info {
+    let info = Info::new(Protocol::CliToManager, cluster, OPERATOR, manager);
+    match exporter {
+        Some(exporter) => info.exporter(exporter),
+        None => info,
+    }
 }
 
 /// What the CLI binds a value to: the operation, and the secret as the operator typed it.

@@ -10,9 +10,9 @@ use keyhole_domain::{ClusterId, NodeId, Revision};
 use keyhole_proto::v1;
 use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_secmem::Key32;
-use keyhole_state::{Cluster, Command, Envelope, Member, Outcome, Rejected, State};
+use keyhole_state::{Cluster, Command, Envelope, Member, Outcome, Rejected, Seen, State};
 use keyhole_wire::seal::EdgeKeyPair;
-use keyhole_wire::tls::{Connections, Identity, LiveTls};
+use keyhole_wire::tls::{Connections, Identity, LiveTls, Role};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::audit::AuditLog;
-use crate::authz::{Action, Authorized, Gate, act};
+use crate::authz::{Action, Authorized, Gate, OperatorSubject, act};
 use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
     Change, Peer, PeerCalls, Progress, ProposeError, RaftHandle, SnapshotData,
@@ -33,6 +33,9 @@ use crate::{clock, status};
 
 /// How often a command is made anew when somebody else was faster.
 pub(crate) const ATTEMPTS: usize = 8;
+
+/// How long who was removed has to read why.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// Who this manager is.
 #[derive(Debug, Clone)]
@@ -134,6 +137,11 @@ impl Shell {
         command: Command,
     ) -> Result<Done, Refused> {
         let envelope = Envelope { at: clock::now(), actor: by.actor().clone(), command };
+        // It is judged again when it is applied; what is refused here makes no entry, and its audit lines are bounded.
+        if let Err(refused) = self.replica.read(|state| state.permit(&envelope)) {
+            self.audit.refused_actor(&envelope.actor, A::NAME, &refused.to_string());
+            return Err(Refused::Rejected(refused));
+        }
         let committed = self.replica.propose(envelope).await;
         let committed = committed.map_err(Refused::Unavailable)?;
         let applied = committed.result.map_err(Refused::Rejected)?;
@@ -241,6 +249,15 @@ impl Shell {
         look: impl FnOnce(&State) -> R,
     ) -> R {
         self.replica.read(look)
+    }
+
+    /// As [`Self::view`], as far as the operator's scope shows it.
+    pub(crate) fn view_seen<A: Action<Subject = OperatorSubject>, R>(
+        &self,
+        by: &Authorized<A>,
+        look: impl FnOnce(Seen<'_>) -> R,
+    ) -> R {
+        self.replica.read(|state| look(state.seen_by(by.scope())))
     }
 
     /// As [`Self::view`], once the cluster is made.
@@ -354,6 +371,11 @@ impl Shell {
         self.gate.still_member(node)
     }
 
+    /// Whether an operator that was let through is still one.
+    pub(crate) fn still_operator<A: Action>(&self, by: &Authorized<A>) -> Result<(), Rejected> {
+        self.gate.still_operator(by.actor())
+    }
+
     /// Raft's own figures.
     pub(crate) fn replica_status<A: Action>(&self, _by: &Authorized<A>) -> RaftStatus {
         self.replica.status()
@@ -384,13 +406,17 @@ impl Shell {
                 Err(RecvError::Lagged(_)) => {
                     let revision = self.replica.read(State::revision);
                     self.sessions.applied(revision, |_| true);
+                    self.end_removed_operators();
                 }
                 Err(RecvError::Closed) => return,
             }
         }
     }
 
-    fn changed(&self, change: &Change) {
+    fn changed(self: &Arc<Self>, change: &Change) {
+        if change.operators {
+            self.end_removed_operators();
+        }
         let incarnation = self.replica.read(|state| state.revision().incarnation);
         let revision = Revision { incarnation, index: change.index };
         self.sessions.applied(revision, |node| change.nodes.contains(node));
@@ -400,9 +426,21 @@ impl Shell {
         }
     }
 
+    /// Ends the connections of operators that are none any more, a moment later.
+    fn end_removed_operators(self: &Arc<Self>) {
+        let shell = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(MOMENT).await;
+            shell.connections.close_gone(Role::Operator, |id| {
+                let known =
+                    |state: &State| id.parse().is_ok_and(|id| state.operators().contains_key(&id));
+                shell.replica.read(known)
+            });
+        });
+    }
+
     /// Ends the connections of a removed node, a moment later: its stream is told why first.
     fn close_soon(&self, node: NodeId) {
-        const MOMENT: Duration = Duration::from_millis(200);
         let connections = self.connections.clone();
         tokio::spawn(async move {
             tokio::time::sleep(MOMENT).await;

@@ -92,7 +92,11 @@ fn run(steps: &[Step], prelude: &str) -> Vec<String> {
     {
         shell.env_remove(name);
     }
-    shell.env("PATH", path).env("KEYHOLE_NODE_RUN_CGROUP_PARENT", cgroups).env("TZ", "UTC");
+    shell
+        .env("PATH", path)
+        .env("KEYHOLE_NODE_RUN_CGROUP_PARENT", cgroups)
+        .env("TZ", "UTC")
+        .env("HOME", &work);
     let output = shell.stdin(Stdio::null()).output().expect("bash and unshare are there");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mark = format!("\n{MARK}\n");
@@ -160,6 +164,11 @@ fn cookbook() {
 #[test]
 fn several_managers() {
     check("docs/MANAGERS.md", ONE_MACHINE);
+}
+
+#[test]
+fn operators_and_contexts() {
+    check("docs/OPERATORS.md", ONE_MACHINE);
 }
 
 #[test]

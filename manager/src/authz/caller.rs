@@ -72,7 +72,7 @@ pub enum Caller {
     /// By the operator socket.
     Local(LocalPeer),
     /// By TLS, with or without a certificate.
-    Remote(PeerInfo),
+    Remote(Box<PeerInfo>),
     /// By neither; nothing is allowed to it.
     Unknown,
 }
@@ -82,10 +82,15 @@ impl Caller {
         let extensions = request.extensions();
         match (extensions.get::<LocalPeer>(), extensions.get::<PeerInfo>()) {
             (Some(local), None) => Self::Local(*local),
-            (None, Some(peer)) => Self::Remote(peer.clone()),
+            (None, Some(peer)) => Self::Remote(Box::new(peer.clone())),
             // Neither, or both, which no listener makes.
             (None, None) | (Some(_), Some(_)) => Self::Unknown,
         }
+    }
+
+    /// Whether it called by the operator socket.
+    pub(crate) fn is_local<T>(request: &Request<T>) -> bool {
+        matches!(Self::of(request), Self::Local(_))
     }
 
     /// Who it says it is, for the audit; whether that is enough is decided elsewhere.

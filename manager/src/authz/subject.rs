@@ -2,7 +2,7 @@
 //! with a reason that tells the caller what to do.
 
 use keyhole_domain::NodeId;
-use keyhole_state::State;
+use keyhole_state::{Act, Scope, State};
 use keyhole_wire::tls::{PeerIdentity, Role};
 use tonic::Code;
 
@@ -28,36 +28,73 @@ impl Denied {
 
 /// A kind of caller.
 pub trait Subject: Sized + Send + Sync {
-    /// The caller as this kind, if he is one now.
-    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied>;
+    /// The caller as this kind, if he is one now and, an operator, may do `act`.
+    fn admit(caller: &Caller, state: &State, act: Option<Act>) -> Result<Self, Denied>;
 }
 
-/// An administrator of the cluster.
+/// Who administers the cluster: somebody on a manager's machine, or the holder of an operator's certificate.
 #[derive(Debug)]
-pub struct OperatorSubject(());
+pub struct OperatorSubject {
+    id: Option<NodeId>,
+    scope: Scope,
+    exporter: Option<[u8; 32]>,
+}
+
+impl OperatorSubject {
+    /// The id in the certificate; none has who called by the socket.
+    pub fn id(&self) -> Option<NodeId> {
+        self.id
+    }
+
+    /// On which names he acts, and which he sees.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The exporter of the TLS connection that he called on, if it is one.
+    pub fn exporter(&self) -> Option<&[u8; 32]> {
+        self.exporter.as_ref()
+    }
+}
 
 impl Subject for OperatorSubject {
-    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+    fn admit(caller: &Caller, state: &State, act: Option<Act>) -> Result<Self, Denied> {
         match caller {
-            Caller::Local(peer) if peer.is_admin() => Ok(Self(())),
+            Caller::Local(peer) if peer.is_admin() => {
+                Ok(Self { id: None, scope: Scope::ALL, exporter: None })
+            }
             Caller::Local(LocalPeer { uid, .. }) => Err(Denied::new(
                 Code::PermissionDenied,
                 format!("user {uid} is neither root nor in the group 'keyhole'"),
             )),
-            Caller::Remote(_) | Caller::Unknown => {
-                let identity = valid(caller, state)?;
-                Err(match identity.role {
-                    // The state does not know operators yet, and a certificate alone could not be revoked.
-                    Role::Operator => Denied::new(
-                        Code::PermissionDenied,
-                        format!("operator {} is not known to this cluster", identity.id),
-                    ),
-                    Role::Node | Role::Manager => Denied::new(
-                        Code::PermissionDenied,
-                        format!("a {}'s certificate is not an operator's", identity.role),
-                    ),
-                })
-            }
+            Caller::Remote(peer) => remote_operator(caller, state, act).map(|(id, scope)| Self {
+                id: Some(id),
+                scope,
+                exporter: Some(peer.exporter),
+            }),
+            Caller::Unknown => Err(no_certificate()),
+        }
+    }
+}
+
+/// The certificate proves the id; the rest is the state's.
+fn remote_operator(
+    caller: &Caller,
+    state: &State,
+    act: Option<Act>,
+) -> Result<(NodeId, Scope), Denied> {
+    let denied = |why: String| Denied::new(Code::PermissionDenied, why);
+    let identity = valid(caller, state)?;
+    if identity.role != Role::Operator {
+        return Err(denied(format!("a {}'s certificate is not an operator's", identity.role)));
+    }
+    let act = act.ok_or_else(|| denied("no operator does this".to_owned()))?;
+    let id = identity.id.parse().map_err(|_| no_certificate())?;
+    let operator = state.admit_operator(id, act).map_err(|refused| denied(refused.to_string()))?;
+    match identity.public_key == operator.public_key {
+        true => Ok((id, operator.scope.clone())),
+        false => {
+            Err(denied(format!("the certificate of operator {} has another key", operator.name)))
         }
     }
 }
@@ -100,7 +137,7 @@ impl MemberNode {
 }
 
 impl Subject for MemberNode {
-    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+    fn admit(caller: &Caller, state: &State, _: Option<Act>) -> Result<Self, Denied> {
         let identity = valid(caller, state)?;
         if identity.role != Role::Node {
             let why = format!("a {}'s certificate is not a node's", identity.role);
@@ -134,7 +171,7 @@ impl FellowManager {
 }
 
 impl Subject for FellowManager {
-    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+    fn admit(caller: &Caller, state: &State, _: Option<Act>) -> Result<Self, Denied> {
         let identity = manager(caller, state)?;
         if state.cluster().is_none() {
             return Ok(Self { member: 0 });
@@ -153,7 +190,7 @@ impl Subject for FellowManager {
 pub struct RaftPeer(());
 
 impl Subject for RaftPeer {
-    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+    fn admit(caller: &Caller, state: &State, _: Option<Act>) -> Result<Self, Denied> {
         manager(caller, state).map(|_| Self(()))
     }
 }
@@ -193,7 +230,7 @@ impl Stranger {
 }
 
 impl Subject for Stranger {
-    fn admit(caller: &Caller, _: &State) -> Result<Self, Denied> {
+    fn admit(caller: &Caller, _: &State, _: Option<Act>) -> Result<Self, Denied> {
         match caller {
             Caller::Remote(peer) => Ok(Self { address: peer.addr.to_string() }),
             Caller::Local(_) | Caller::Unknown => Err(no_certificate()),
@@ -221,7 +258,7 @@ impl Holder {
 }
 
 impl Subject for Holder {
-    fn admit(caller: &Caller, state: &State) -> Result<Self, Denied> {
+    fn admit(caller: &Caller, state: &State, _: Option<Act>) -> Result<Self, Denied> {
         let identity = certificate(caller, state)?;
         Ok(Self { id: member(identity, state)?, role: identity.role })
     }
@@ -255,7 +292,15 @@ fn valid<'a>(caller: &'a Caller, state: &State) -> Result<&'a PeerIdentity, Deni
         false => Ok(identity),
         true => Err(Denied::new(
             Code::Unauthenticated,
-            "the certificate has expired; it can only be renewed (is one of the clocks wrong?)",
+            match identity.role {
+                Role::Operator => {
+                    "the operator's certificate has expired; ask an administrator to remove this operator and create it \
+                     anew (is one of the clocks wrong?)"
+                }
+                Role::Node | Role::Manager => {
+                    "the certificate has expired; it can only be renewed (is one of the clocks wrong?)"
+                }
+            },
         )),
     }
 }
@@ -273,4 +318,102 @@ fn member(identity: &PeerIdentity, state: &State) -> Result<NodeId, Denied> {
         let why = format!("{role} {id} is no member of this cluster (any more); join it again");
         Denied::new(Code::PermissionDenied, why)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use keyhole_domain::{ClusterId, Timestamp};
+    use keyhole_state::{
+        Actor, Command, Envelope, InitCluster, KeySeal, Member, Operator, Role as OperatorRole,
+        SealedKey, TokenRecord,
+    };
+    use keyhole_wire::tls::PeerInfo;
+
+    use super::*;
+
+    fn id(n: u8) -> NodeId {
+        NodeId::from_entropy([n; 16])
+    }
+
+    /// A cluster with operator 2, whose key has the digest 2.
+    fn state() -> State {
+        let seal = KeySeal { enc: vec![1], ciphertext: vec![2] };
+        let key = SealedKey { seals: [(1, seal)].into() };
+        let token = TokenRecord { hash: [0; 32], salt: [0; 32], epoch: 1 };
+        let member = Member {
+            id: 1,
+            node: id(1),
+            hostname: String::new(),
+            address: "a:1".into(),
+            seal_key: [0; 32],
+            voter: true,
+        };
+        let init = InitCluster {
+            id: ClusterId::from_entropy([0; 16]),
+            ca_certificate: vec![],
+            ca_key: key.clone(),
+            value_key: key,
+            worker_token: token.clone(),
+            manager_token: token,
+            certificate_seconds: 60,
+            member,
+        };
+        let operator = Operator {
+            id: id(2),
+            name: "ann".parse().unwrap(),
+            role: OperatorRole::Auditor,
+            scope: Scope::ALL,
+            public_key: [2; 32],
+            created_at: Timestamp(1),
+            seconds: 60,
+            not_after: u64::MAX,
+        };
+        let mut state = State::default();
+        let commands = [Command::Init(Box::new(init)), Command::CreateOperator(Box::new(operator))];
+        for (index, command) in (1..).zip(commands) {
+            let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
+            state.apply(index, &Envelope { at: Timestamp(1), actor, command }).unwrap();
+        }
+        state
+    }
+
+    fn refused(change: impl FnOnce(&mut PeerIdentity), act: Option<Act>) -> Option<String> {
+        let mut identity = PeerIdentity {
+            cluster: ClusterId::from_entropy([0; 16]),
+            role: Role::Operator,
+            id: id(2).to_string(),
+            serial: String::new(),
+            not_before: 0,
+            not_after: u64::MAX,
+            public_key: [2; 32],
+            authority: Vec::new(),
+            expired: false,
+        };
+        change(&mut identity);
+        let addr = ([127, 0, 0, 1], 1).into();
+        let peer = PeerInfo { addr, identity: Some(identity), exporter: [0; 32] };
+        let admitted = OperatorSubject::admit(&Caller::Remote(Box::new(peer)), &state(), act);
+        admitted.err().map(|denied| denied.why)
+    }
+
+    #[test]
+    fn a_certificate_counts_with_its_own_key_and_for_acts_of_its_role_only() {
+        let look = Some(Act::ListSecrets);
+        assert_eq!(refused(|_| (), look), None);
+        for (why, words) in [
+            (refused(|one| one.public_key = [3; 32], look), "has another key"),
+            (refused(|one| one.id = id(3).to_string(), look), "not known"),
+            (refused(|one| one.role = Role::Node, look), "is not an operator's"),
+            (refused(|one| one.not_after = 1, look), "has expired"),
+            (
+                refused(|one| one.cluster = ClusterId::from_entropy([1; 16]), look),
+                "another cluster",
+            ),
+            (refused(|_| (), Some(Act::CreateSecret)), "auditor"),
+            (refused(|_| (), None), "no operator does this"),
+        ] {
+            let why = why.unwrap_or_default();
+            assert!(why.contains(words), "{words}: {why:?}");
+        }
+    }
 }

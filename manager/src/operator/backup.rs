@@ -31,7 +31,7 @@ pub(super) async fn start(
     by: Authorized<act::Backup>,
     request: v1::BackupRequest,
 ) -> Result<ReceiverStream<Result<v1::BackupPart, Status>>, Status> {
-    let to = sealed_to(&shell, &request)?;
+    let to = sealed_to(&shell, &by, &request)?;
     let command = Command::NoteBackup { recipients: request.recipients };
     shell.propose(&by, command).await?;
     let rows = shell.rows(&by).await?;
@@ -52,7 +52,11 @@ pub(super) async fn start(
     Ok(ReceiverStream::new(receiver))
 }
 
-fn sealed_to(shell: &Shell, request: &v1::BackupRequest) -> Result<SealTo, Status> {
+fn sealed_to(
+    shell: &Shell,
+    by: &Authorized<act::Backup>,
+    request: &v1::BackupRequest,
+) -> Result<SealTo, Status> {
     match (&request.passphrase, request.recipients.as_slice()) {
         (None, []) => Err(invalid("a backup is encrypted to a passphrase or to recipients")),
         (Some(_), [_, ..]) => {
@@ -63,7 +67,8 @@ fn sealed_to(shell: &Shell, request: &v1::BackupRequest) -> Result<SealTo, Statu
         }
         (None, all) => SealTo::recipients(all).map_err(invalid),
         (Some(input), []) => {
-            let info = input_info(&shell.own.cluster, shell.own.manager.as_str());
+            let exporter = by.subject().exporter();
+            let info = input_info(&shell.own.cluster, shell.own.manager.as_str(), exporter);
             let aad = input_aad(InputFor::Backup, "passphrase");
             let opened = open_input(&shell.input_key, &info, &aad, input).map_err(|error| {
                 Status::failed_precondition(format!(

@@ -24,16 +24,17 @@ pub(super) async fn secret_status(
     by: &Authorized<act::SecretStatus>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::SecretDelivery> {
-    let users = shell.view(by, |state| {
-        let secret = state.find_secret(&request.object).map_err(|e| rejected(&e))?;
-        let nodes = concerned(state, &[secret.id].into());
+    let users = shell.view_seen(by, |known| {
+        let secret = known.find_secret(&request.object).map_err(|e| rejected(&e))?;
+        let nodes = concerned(known.state, &[secret.id].into());
         Ok::<_, Status>(nodes.into_iter().map(|(node, _)| node).collect())
     })?;
     let seen = Seen::gather(shell, users).await;
-    shell.view(by, |state| {
-        let secret = state.find_secret(&request.object).map_err(|e| rejected(&e))?;
-        let live = state.tasks().values().filter(|task| task.end.is_none());
-        let tasks = live.flat_map(|task| deliveries(&seen, state, secret, task));
+    shell.view_seen(by, |known| {
+        let secret = known.find_secret(&request.object).map_err(|e| rejected(&e))?;
+        let live = known.state.tasks().values().filter(|task| task.end.is_none());
+        let live = live.filter(|task| known.service(task.service).is_some());
+        let tasks = live.flat_map(|task| deliveries(&seen, known.state, secret, task));
         Ok(v1::SecretDelivery {
             id: secret.id.to_string(),
             name: secret.name.to_string(),
@@ -81,8 +82,8 @@ pub(super) fn watch(
     by: Authorized<act::WatchDelivery>,
     request: v1::WatchDeliveryRequest,
 ) -> Reply<Progress> {
-    let secrets = shell.view(&by, |state| {
-        let find = |text: &String| state.find_secret(text).map(|secret| secret.id);
+    let secrets = shell.view_seen(&by, |known| {
+        let find = |text: &String| known.find_secret(text).map(|secret| secret.id);
         let found: Result<BTreeSet<SecretId>, _> = request.secrets.iter().map(find).collect();
         found.map_err(|e| rejected(&e))
     })?;
@@ -109,6 +110,11 @@ async fn follow(
     let mut last = None;
     loop {
         moves.borrow_and_update();
+        if let Err(removed) = shell.still_operator(by) {
+            // Whoever has left is told nothing.
+            let _ = sender.send(Err(rejected(&removed))).await;
+            return;
+        }
         let nodes = shell.view(by, |state| concerned(state, secrets));
         let progress = progress(shell, &elsewhere, revision, nodes);
         // What other managers have to say is waited for, but not for long.

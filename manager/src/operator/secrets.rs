@@ -7,10 +7,10 @@ use std::sync::Arc;
 use keyhole_domain::{ClusterId, SecretId, SecretName, Version, check_value_len};
 use keyhole_proto::v1;
 use keyhole_secmem::Key32;
-use keyhole_state::{Command, Outcome, Rejected, RotateItem, SealedValue, Secret, State};
+use keyhole_state::{Command, Outcome, Rejected, RotateItem, SealedValue, Secret, Seen, State};
 use tonic::Status;
 
-use super::labels;
+use super::{Asked, labels};
 use crate::authz::{Action, Authorized, act};
 use crate::seal::{InputFor, input_aad, input_info, open_input, seal_value};
 use crate::shell::{ATTEMPTS, Done, Refused, Shell, entropy, revision_out};
@@ -30,18 +30,20 @@ pub(super) async fn seal_key(
     })
 }
 
-/// The keys that a value is sealed with for the log.
+/// The keys that a value is sealed with for the log, and the connection that it comes by.
 struct ValueKey {
     cluster: ClusterId,
     epoch: u32,
     key: Arc<Key32>,
+    exporter: Option<[u8; 32]>,
 }
 
 impl ValueKey {
-    fn of<A: Action>(shell: &Shell, by: &Authorized<A>) -> Reply<Self> {
+    fn of<A: Asked>(shell: &Shell, by: &Authorized<A>) -> Reply<Self> {
+        let exporter = by.subject().exporter().copied();
         shell.view_cluster(by, |_, cluster| {
             let (epoch, key) = shell.value_key(cluster)?;
-            Ok(Self { cluster: cluster.id, epoch, key })
+            Ok(Self { cluster: cluster.id, epoch, key, exporter })
         })
     }
 
@@ -54,7 +56,7 @@ impl ValueKey {
         place: (SecretId, Version),
     ) -> Reply<SealedValue> {
         let input = input.ok_or_else(|| invalid(format!("secret {typed}: no value was sent")))?;
-        let info = input_info(&self.cluster, shell.own.manager.as_str());
+        let info = input_info(&self.cluster, shell.own.manager.as_str(), self.exporter.as_ref());
         let aad = input_aad(operation, typed);
         let opened = open_input(&shell.input_key, &info, &aad, input).map_err(|error| {
             Status::failed_precondition(format!(
@@ -123,9 +125,9 @@ fn rotation(
     items: &[v1::rotate_secrets_request::Item],
 ) -> Reply<Vec<RotateItem>> {
     let key = ValueKey::of(shell, by)?;
-    let next: Vec<(SecretId, Version)> = shell.view(by, |state| {
+    let next: Vec<(SecretId, Version)> = shell.view_seen(by, |seen| {
         let place = |item: &v1::rotate_secrets_request::Item| {
-            let secret = state.find_secret(&item.secret)?;
+            let secret = seen.find_secret(&item.secret)?;
             Ok((secret.id, secret.last.next()))
         };
         let places: Result<_, Rejected> = items.iter().map(place).collect();
@@ -171,8 +173,8 @@ pub(super) async fn update(
     request: v1::UpdateSecretRequest,
 ) -> Reply<v1::SecretChanged> {
     let _one_at_a_time = shell.labels.lock().await;
-    let (id, before) = shell.view(by, |state| {
-        let secret = state.find_secret(&request.secret);
+    let (id, before) = shell.view_seen(by, |seen| {
+        let secret = seen.find_secret(&request.secret);
         secret.map(|secret| (secret.id, secret.labels.clone())).map_err(|e| rejected(&e))
     })?;
     let labels = labels::changed(&before, &request.label_rm, request.label_add)?;
@@ -195,9 +197,8 @@ pub(super) async fn list(
     by: &Authorized<act::ListSecrets>,
     _: v1::ListRequest,
 ) -> Reply<v1::SecretList> {
-    shell.view(by, |state| {
-        let secrets = state.secrets().values();
-        Ok(v1::SecretList { secrets: secrets.map(|secret| info(state, secret)).collect() })
+    shell.view_seen(by, |seen| {
+        Ok(v1::SecretList { secrets: seen.secrets().map(|secret| info(seen, secret)).collect() })
     })
 }
 
@@ -206,15 +207,15 @@ pub(super) async fn inspect(
     by: &Authorized<act::InspectSecret>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::SecretInfo> {
-    shell.view(by, |state| {
-        let secret = state.find_secret(&request.object);
-        secret.map(|secret| info(state, secret)).map_err(|e| rejected(&e))
+    shell.view_seen(by, |seen| {
+        let secret = seen.find_secret(&request.object);
+        secret.map(|secret| info(seen, secret)).map_err(|e| rejected(&e))
     })
 }
 
-fn find<A: Action>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<SecretId> {
-    shell.view(by, |state| {
-        let secret = state.find_secret(text);
+fn find<A: Asked>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<SecretId> {
+    shell.view_seen(by, |seen| {
+        let secret = seen.find_secret(text);
         secret.map(|secret| secret.id).map_err(|e| rejected(&e))
     })
 }
@@ -242,8 +243,8 @@ fn changed<A: Action>(
     })
 }
 
-fn info(state: &State, secret: &Secret) -> v1::SecretInfo {
-    let pinned = pinned(state, secret.id);
+fn info(seen: Seen<'_>, secret: &Secret) -> v1::SecretInfo {
+    let pinned = pinned(seen.state, secret.id);
     let versions = secret.versions.iter().map(|(version, kept)| v1::VersionInfo {
         version: version.get(),
         created_at: kept.created_at.0,
@@ -260,7 +261,7 @@ fn info(state: &State, secret: &Secret) -> v1::SecretInfo {
         index: secret.index,
         current: secret.current.get(),
         versions: versions.collect(),
-        services: state.users_of(secret.id),
+        services: seen.users_of(secret.id),
     }
 }
 

@@ -6,11 +6,12 @@ use keyhole_domain::{
 };
 use keyhole_proto::v1;
 use keyhole_state::{
-    Command, Grant, GrantRequest, Rejected, Service, ServiceSpec, Standing, State, Unconstrained,
+    Command, Grant, GrantRequest, Rejected, Seen, Service, ServiceSpec, Standing, State,
+    Unconstrained,
 };
 use tonic::Status;
 
-use super::labels;
+use super::{Asked, labels};
 use crate::authz::{Action, Authorized, act};
 use crate::shell::{ATTEMPTS, Done, Refused, Shell, entropy, revision_out};
 use crate::status::{invalid, rejected};
@@ -33,7 +34,7 @@ pub(super) async fn create(
     let constraints = request.constraints.iter().map(|text| constraint(text));
     let wanted = Wanted {
         labels: labels::parse(request.labels)?,
-        grants: shell.view(by, |state| grants(state, &request.grants))?,
+        grants: shell.view_seen(by, |seen| grants(seen, &request.grants))?,
         constraints: constraints.collect::<Reply<_>>()?,
     };
     let id = ServiceId::from_entropy(entropy()?);
@@ -55,10 +56,10 @@ pub(super) async fn update(
 ) -> Reply<v1::ServiceChanged> {
     let mut attempt = 1;
     loop {
-        let (id, expected, wanted) = shell.view(by, |state| {
-            let service = state.find_service(&request.service);
+        let (id, expected, wanted) = shell.view_seen(by, |seen| {
+            let service = seen.find_service(&request.service);
             let service = service.map_err(|e| rejected(&e))?;
-            let wanted = updated(state, service, &request)?;
+            let wanted = updated(seen, service, &request)?;
             Ok::<_, Status>((service.id, service.index, wanted))
         })?;
         let command = Command::UpdateService {
@@ -103,9 +104,9 @@ pub(super) async fn list(
     by: &Authorized<act::ListServices>,
     _: v1::ListRequest,
 ) -> Reply<v1::ServiceList> {
-    shell.view(by, |state| {
-        let services = state.services().values();
-        Ok(v1::ServiceList { services: services.map(|service| info(state, service)).collect() })
+    shell.view_seen(by, |seen| {
+        let services = seen.services();
+        Ok(v1::ServiceList { services: services.map(|service| info(seen, service)).collect() })
     })
 }
 
@@ -114,28 +115,28 @@ pub(super) async fn inspect(
     by: &Authorized<act::InspectService>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::ServiceInfo> {
-    shell.view(by, |state| {
-        let service = state.find_service(&request.object);
-        service.map(|service| info(state, service)).map_err(|e| rejected(&e))
+    shell.view_seen(by, |seen| {
+        let service = seen.find_service(&request.object);
+        service.map(|service| info(seen, service)).map_err(|e| rejected(&e))
     })
 }
 
-fn find<A: Action>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<ServiceId> {
-    shell.view(by, |state| {
-        let service = state.find_service(text);
+fn find<A: Asked>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<ServiceId> {
+    shell.view_seen(by, |seen| {
+        let service = seen.find_service(text);
         service.map(|service| service.id).map_err(|e| rejected(&e))
     })
 }
 
 /// The whole new spec: removals first, then additions.
-fn updated(state: &State, service: &Service, request: &v1::UpdateServiceRequest) -> Reply<Wanted> {
+fn updated(seen: Seen<'_>, service: &Service, request: &v1::UpdateServiceRequest) -> Reply<Wanted> {
     let spec = &service.spec;
     let mut kept: Vec<&Grant> = spec.grants.iter().collect();
     for text in &request.secret_rm {
-        kept = without(state, service, kept, text)?;
+        kept = without(seen, service, kept, text)?;
     }
     let mut wanted: Vec<GrantRequest> = kept.into_iter().map(again).collect();
-    wanted.extend(grants(state, &request.secret_add)?);
+    wanted.extend(grants(seen, &request.secret_add)?);
     Ok(Wanted {
         labels: labels::changed(&spec.labels, &request.label_rm, request.label_add.clone())?,
         grants: wanted,
@@ -145,12 +146,12 @@ fn updated(state: &State, service: &Service, request: &v1::UpdateServiceRequest)
 
 /// The grants but those of a secret, or else but the one with that target.
 fn without<'a>(
-    state: &State,
+    seen: Seen<'_>,
     service: &Service,
     grants: Vec<&'a Grant>,
     text: &str,
 ) -> Reply<Vec<&'a Grant>> {
-    let secret: Option<SecretId> = state.find_secret(text).ok().map(|secret| secret.id);
+    let secret: Option<SecretId> = seen.find_secret(text).ok().map(|secret| secret.id);
     let target: Option<Target> = text.parse().ok();
     let of_secret = |grant: &Grant| Some(grant.secret) == secret;
     let at_target = |grant: &Grant| Some(&grant.target) == target.as_ref();
@@ -206,12 +207,12 @@ fn constraint(text: &str) -> Reply<Constraint> {
     text.parse().map_err(invalid)
 }
 
-fn grants(state: &State, inputs: &[v1::GrantInput]) -> Reply<Vec<GrantRequest>> {
-    inputs.iter().map(|input| grant(state, input)).collect()
+fn grants(seen: Seen<'_>, inputs: &[v1::GrantInput]) -> Reply<Vec<GrantRequest>> {
+    inputs.iter().map(|input| grant(seen, input)).collect()
 }
 
-fn grant(state: &State, input: &v1::GrantInput) -> Reply<GrantRequest> {
-    let secret = state.find_secret(&input.source).map_err(|e| rejected(&e))?;
+fn grant(seen: Seen<'_>, input: &v1::GrantInput) -> Reply<GrantRequest> {
+    let secret = seen.find_secret(&input.source).map_err(|e| rejected(&e))?;
     let target = match input.target.as_str() {
         "" => secret.name.as_str(),
         target => target,
@@ -267,7 +268,8 @@ fn warning(state: &State, service: &Service) -> Option<String> {
     })
 }
 
-fn info(state: &State, service: &Service) -> v1::ServiceInfo {
+fn info(seen: Seen<'_>, service: &Service) -> v1::ServiceInfo {
+    let state = seen.state;
     let running = state
         .tasks()
         .values()
@@ -279,21 +281,19 @@ fn info(state: &State, service: &Service) -> v1::ServiceInfo {
         created_at: service.created_at.0,
         updated_at: service.updated_at.0,
         index: service.index,
-        spec: Some(spec(state, &service.spec)),
-        previous: service.previous.as_ref().map(|before| spec(state, before)),
+        spec: Some(spec(seen, &service.spec)),
+        previous: service.previous.as_ref().map(|before| spec(seen, before)),
         running: u32::try_from(running).unwrap_or(u32::MAX),
     }
 }
 
-fn spec(state: &State, spec: &ServiceSpec) -> v1::SpecInfo {
-    let name = |id: &SecretId| {
-        let secret = state.secrets().get(id);
-        secret.map(|secret| secret.name.to_string()).unwrap_or_default()
-    };
+/// A secret out of the caller's scope has neither id nor name; its file is the service's, and is shown.
+fn spec(seen: Seen<'_>, spec: &ServiceSpec) -> v1::SpecInfo {
+    let known = |grant: &Grant| seen.secret(grant.secret);
     let grants = spec.grants.iter().map(|grant| v1::GrantInfo {
         id: grant.id.0,
-        secret_id: grant.secret.to_string(),
-        secret_name: name(&grant.secret),
+        secret_id: known(grant).map(|secret| secret.id.to_string()).unwrap_or_default(),
+        secret_name: known(grant).map(|secret| secret.name.to_string()).unwrap_or_default(),
         target: grant.target.to_string(),
         uid: grant.uid,
         gid: grant.gid,

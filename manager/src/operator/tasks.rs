@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use keyhole_domain::{AssignedGrant, Assignment};
 use keyhole_proto::v1;
-use keyhole_state::{Standing, State, Task};
+use keyhole_state::{Seen as Known, Standing, State, Task};
 use tonic::Status;
 
 use crate::authz::{Authorized, act};
@@ -21,19 +21,19 @@ pub(super) async fn of_service(
     by: &Authorized<act::ServiceTasks>,
     request: v1::ObjectRequest,
 ) -> Reply<v1::TaskList> {
-    let find = |state: &State| {
-        let service = state.find_service(&request.object);
+    let find = |seen: Known<'_>| {
+        let service = seen.find_service(&request.object);
         service.map(|service| service.id).map_err(|e| rejected(&e))
     };
-    let nodes = shell.view(by, |state| {
-        let id = find(state)?;
-        let tasks = state.tasks().values().filter(|task| task.service == id);
+    let nodes = shell.view_seen(by, |known| {
+        let id = find(known)?;
+        let tasks = known.state.tasks().values().filter(|task| task.service == id);
         Ok::<_, Status>(tasks.map(|task| task.node).collect())
     })?;
     let seen = Seen::gather(shell, nodes).await;
-    shell.view(by, |state| {
-        let id = find(state)?;
-        Ok(tasks(&seen, state, |task| task.service == id))
+    shell.view_seen(by, |known| {
+        let id = find(known)?;
+        Ok(tasks(&seen, known.state, |task| task.service == id))
     })
 }
 
@@ -47,7 +47,10 @@ pub(super) async fn of_node(
         node.map(|node| node.id).map_err(|e| rejected(&e))
     })?;
     let seen = Seen::gather(shell, [node].into()).await;
-    Ok(shell.view(by, |state| tasks(&seen, state, |task| task.node == node)))
+    Ok(shell.view_seen(by, |known| {
+        let shown = |task: &Task| task.node == node && known.service(task.service).is_some();
+        tasks(&seen, known.state, shown)
+    }))
 }
 
 fn tasks(seen: &Seen, state: &State, wanted: impl Fn(&Task) -> bool) -> v1::TaskList {

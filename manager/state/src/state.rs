@@ -76,11 +76,6 @@ impl State {
         self.values.bytes
     }
 
-    /// The services whose spec, or spec before, grants a secret, by name.
-    pub fn users_of(&self, secret: SecretId) -> Vec<String> {
-        self.services_using(secret)
-    }
-
     /// The state that rows make, as of a log index. Rows may come in any order.
     ///
     /// A version whose secret has no row is left out; the invariants of the store make that impossible.

@@ -7,6 +7,7 @@
 
 mod dispatch;
 mod operator;
+mod operators;
 mod start;
 mod support;
 mod trust;

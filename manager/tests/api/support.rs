@@ -126,6 +126,43 @@ impl TestManager {
         Ok(TestNode { id: answer.id, cluster: answer.cluster.parse().unwrap(), live })
     }
 
+    /// An operator with those patterns of names, for secrets and for services.
+    pub(crate) async fn create_operator(
+        &self,
+        name: &str,
+        role: v1::OperatorRole,
+        names: &[&str],
+    ) -> TestOperator {
+        self.create_operator_for(name, role, names, 3600).await
+    }
+
+    /// The same, whose certificate lives so many seconds.
+    pub(crate) async fn create_operator_for(
+        &self,
+        name: &str,
+        role: v1::OperatorRole,
+        names: &[&str],
+        seconds: u64,
+    ) -> TestOperator {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let (key, csr) = key_and_csr().unwrap();
+        let request = v1::CreateOperatorRequest {
+            name: name.to_owned(),
+            role: role.into(),
+            secrets: names.clone(),
+            services: names,
+            seconds,
+            csr: csr.into(),
+        };
+        let made = self.operator().await.create_operator(request).await.unwrap().into_inner();
+        let chain: Vec<_> = made.chain.iter().map(|der| der.to_vec()).collect();
+        let key_again = SecretBytes::copy_from(&mut key.as_slice().to_vec()).unwrap();
+        let identity = Identity::new(chain, key).unwrap();
+        let roots = made.roots.iter().map(|der| der.to_vec()).collect();
+        let live = LiveTls::new(Some(identity), roots).unwrap();
+        TestOperator { id: made.operator.unwrap().id, live, key: key_again }
+    }
+
     /// All lines but those about the files themselves.
     pub(crate) fn audit_lines(&self) -> Vec<serde_json::Value> {
         let mut files: Vec<_> = std::fs::read_dir(self.path("data/audit"))
@@ -156,11 +193,22 @@ pub(crate) async fn sealed(
     typed: &str,
     value: &[u8],
 ) -> v1::SealedInput {
+    sealed_over(operator, None, operation, typed, value).await
+}
+
+/// The same for a TLS connection with that exporter.
+pub(crate) async fn sealed_over(
+    operator: &mut Operator,
+    exporter: Option<&[u8; 32]>,
+    operation: InputFor,
+    typed: &str,
+    value: &[u8],
+) -> v1::SealedInput {
     let key = operator.get_seal_key(v1::GetSealKeyRequest {}).await.unwrap().into_inner();
     let cluster: ClusterId = key.cluster.parse().unwrap();
     let to = EdgePublicKey::try_from(key.public_key.as_ref()).unwrap();
     let value = SecretBytes::copy_from(&mut value.to_vec()).unwrap();
-    let info = input_info(&cluster, &key.manager);
+    let info = input_info(&cluster, &key.manager, exporter);
     let sealed = seal_one(&to, &info, &input_aad(operation, typed), &value).unwrap();
     v1::SealedInput { enc: sealed.enc.into(), ciphertext: sealed.ciphertext.into() }
 }
@@ -228,6 +276,20 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code,
     let status = result.unwrap_err();
     assert_eq!(status.code(), code, "{status:?}");
     assert!(status.message().contains(words), "{:?} has no {words:?}", status.message());
+}
+
+/// Who calls from elsewhere.
+pub(crate) struct TestOperator {
+    pub(crate) id: String,
+    pub(crate) live: LiveTls,
+    pub(crate) key: SecretBytes,
+}
+
+impl TestOperator {
+    pub(crate) async fn connect(&self, manager: &TestManager) -> (Operator, [u8; 32]) {
+        let (channel, exporter) = connect(&manager.address(), &self.live).await.unwrap();
+        (OperatorClient::new(channel), exporter)
+    }
 }
 
 /// A machine that joined.

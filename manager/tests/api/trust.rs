@@ -15,7 +15,9 @@ use tonic::{Code, Status};
 use crate::support::*;
 
 /// The answers of every RPC of the Operator service, by name.
-async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), Status>)> {
+pub(crate) async fn every_operator_rpc(
+    channel: Channel,
+) -> Vec<(&'static str, Result<(), Status>)> {
     let mut client = OperatorClient::new(channel);
     let mut answers = Vec::new();
     macro_rules! ask {
@@ -58,7 +60,15 @@ async fn every_operator_rpc(channel: Channel) -> Vec<(&'static str, Result<(), S
         rotate_ca RotateCaRequest,
         backup BackupRequest,
         join_token JoinTokenRequest,
+        backup BackupRequest,
+        create_operator CreateOperatorRequest,
+        renew_operator RenewOperatorRequest,
+        list_operators ListRequest,
+        inspect_operator ObjectRequest,
+        remove_operator ObjectRequest,
         audit_heads AuditHeadsRequest,
+        // The last: it ends certificates of the CA before.
+        rotate_ca RotateCaRequest,
     );
     answers
 }
@@ -119,7 +129,7 @@ fn all_refused(answers: Vec<(&'static str, Result<(), Status>)>, code: Code) {
     }
 }
 
-async fn channel(manager: &TestManager, live: &LiveTls) -> Channel {
+pub(crate) async fn channel(manager: &TestManager, live: &LiveTls) -> Channel {
     connect(&manager.address(), live).await.unwrap().0
 }
 

@@ -158,6 +158,7 @@ mod tests {
 
     fn subject(not_before: u64, not_after: u64) -> PeerIdentity {
         PeerIdentity {
+            public_key: [0; 32],
             cluster: ClusterId::from_entropy([1; 16]),
             role: Role::Node,
             id: String::new(),

@@ -75,6 +75,7 @@ async fn connect(address: &str) -> Result<ManagerConnection, ConnectError> {
         not_before: 0,
         not_after: u64::MAX,
         authority: Vec::new(),
+        public_key: [0; 32],
         expired: false,
     };
     Ok(ManagerConnection { channel, exporter: [0; 32], manager })

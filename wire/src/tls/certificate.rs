@@ -13,6 +13,9 @@ use rcgen::{
     PublicKey, PublicKeyData, SanType, SerialNumber, date_time_ymd,
 };
 
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use sha2::{Digest, Sha256};
+
 use super::Role;
 
 /// How far before its issue a certificate begins to hold, for clocks that are behind.
@@ -101,10 +104,23 @@ pub fn ca_params(
 pub fn key_and_csr() -> Result<(SecretBytes, Vec<u8>), CertificateError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let secret = SecretBytes::copy_from(&mut key.serialize_der())?;
+    let request = csr_of(&secret)?;
+    Ok((secret, request))
+}
+
+/// A request (DER) that proves possession of a key that is there (PKCS #8, DER).
+pub fn csr_of(key: &SecretBytes) -> Result<Vec<u8>, CertificateError> {
+    let der = PrivatePkcs8KeyDer::from(key.as_slice());
+    let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    let request = params.serialize_request(&key)?;
-    Ok((secret, request.der().to_vec()))
+    Ok(params.serialize_request(&key)?.der().to_vec())
+}
+
+/// SHA-256 of a public key (SubjectPublicKeyInfo, DER), as certificates for it have it too.
+#[must_use]
+pub fn digest_of(key: &PublicKey) -> [u8; 32] {
+    Sha256::digest(key.subject_public_key_info()).into()
 }
 
 /// The one thing that a request contributes: its public key, of which it proved possession.
@@ -165,6 +181,13 @@ mod tests {
         let key = KeyPair::try_from(secret.as_slice()).unwrap();
         let public = csr_public_key(&csr).unwrap();
         assert_eq!(public.der_bytes(), key.der_bytes());
+        let again = csr_public_key(&csr_of(&secret).unwrap()).unwrap();
+        assert_eq!(digest_of(&again), digest_of(&public));
+        let leaf =
+            leaf_params(&ClusterId::from_entropy([1; 16]), Role::Operator, &"a".repeat(25), 0, 1);
+        let leaf = leaf.unwrap().self_signed(&key).unwrap();
+        let peer = crate::tls::PeerIdentity::from_der(leaf.der(), 0).unwrap();
+        assert_eq!(peer.public_key, digest_of(&public));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 
-use super::PeerIdentity;
+use super::{PeerIdentity, Role};
 
 /// A registry of live connections. Clones share it.
 #[derive(Clone, Default)]
@@ -40,6 +40,11 @@ impl Connections {
     /// Ends every connection whose peer's certificate is of another CA than those whose keys' ids are given; how many.
     pub fn close_strange(&self, authorities: &[Vec<u8>]) -> usize {
         self.close(|peer| peer.is_some_and(|peer| !authorities.contains(&peer.authority)))
+    }
+
+    /// Ends the connections of all with certificates of that role whose id is not to stay; how many.
+    pub fn close_gone(&self, role: Role, stays: impl Fn(&str) -> bool) -> usize {
+        self.close(|peer| peer.is_some_and(|peer| peer.role == role && !stays(&peer.id)))
     }
 
     /// Ends every connection; how many.

@@ -2,6 +2,7 @@
 //! cluster, one role and one id is refused.
 
 use keyhole_domain::{ClusterId, NodeId};
+use sha2::{Digest, Sha256};
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME, OID_X509_ORGANIZATIONAL_UNIT,
 };
@@ -27,6 +28,8 @@ pub struct PeerIdentity {
     pub not_after: u64,
     /// The key id of the CA that signed it; empty if it does not say.
     pub authority: Vec<u8>,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo, DER).
+    pub public_key: [u8; 32],
     /// Whether it had expired when it was read; such a peer may renew and nothing else.
     pub expired: bool,
 }
@@ -74,6 +77,7 @@ impl PeerIdentity {
             not_before: seconds(certificate.validity().not_before.timestamp())?,
             not_after,
             authority: authority(&certificate),
+            public_key: Sha256::digest(certificate.public_key().raw).into(),
             expired: now > not_after,
         })
     }

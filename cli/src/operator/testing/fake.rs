@@ -72,6 +72,19 @@ fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
+fn operator(letter: char, name: &str) -> OperatorInfo {
+    OperatorInfo {
+        id: id(letter),
+        name: name.to_owned(),
+        role: OperatorRole::Writer.into(),
+        secrets: vec!["web-*".to_owned(), "db".to_owned()],
+        services: vec!["web".to_owned()],
+        created_at: THEN,
+        expires_at: THEN + 86_400_000_000_000,
+        seconds: 86_400,
+    }
+}
+
 fn secret(letter: char, name: &str, current: u64) -> SecretInfo {
     let versions = (1..=current).map(|version| VersionInfo {
         version,
@@ -415,6 +428,61 @@ impl Operator for Fake {
 
     async fn node_tasks(&self, _: Request<ObjectRequest>) -> Answer<TaskList> {
         Ok(Response::new(TaskList { tasks: vec![task('v', "Running", "", false)] }))
+    }
+
+    async fn create_operator(
+        &self,
+        request: Request<CreateOperatorRequest>,
+    ) -> Answer<OperatorCertificate> {
+        let request = request.into_inner();
+        if request.name == "taken" {
+            return Err(Status::already_exists("operator taken already exists"));
+        }
+        self.see(format!(
+            "create operator {} {:?} {:?} {:?} for {} s",
+            request.name,
+            request.role(),
+            request.secrets,
+            request.services,
+            request.seconds
+        ));
+        Ok(Response::new(OperatorCertificate {
+            operator: Some(operator('o', &request.name)),
+            cluster: self.cluster.to_string(),
+            chain: vec![vec![1, 2, 3].into()],
+            roots: vec![vec![4, 5, 6].into()],
+            managers: vec!["10.0.0.1:7070".to_owned()],
+        }))
+    }
+
+    async fn renew_operator(
+        &self,
+        _: Request<RenewOperatorRequest>,
+    ) -> Answer<OperatorCertificate> {
+        Err(Status::failed_precondition("use a context"))
+    }
+
+    async fn list_operators(&self, _: Request<ListRequest>) -> Answer<OperatorList> {
+        let admin = OperatorInfo {
+            role: OperatorRole::Admin.into(),
+            secrets: vec![],
+            services: vec![],
+            ..operator('p', "root10")
+        };
+        Ok(Response::new(OperatorList { operators: vec![admin, operator('o', "root2")] }))
+    }
+
+    async fn inspect_operator(&self, request: Request<ObjectRequest>) -> Answer<OperatorInfo> {
+        match request.into_inner().object.as_str() {
+            "none" => Err(Status::not_found("operator none not found")),
+            name => Ok(Response::new(operator('o', name))),
+        }
+    }
+
+    async fn remove_operator(&self, request: Request<ObjectRequest>) -> Answer<Removed> {
+        let name = request.into_inner().object;
+        self.see(format!("remove operator {name}"));
+        Ok(Response::new(Removed { id: id('o') }))
     }
 
     async fn audit_heads(&self, _: Request<AuditHeadsRequest>) -> Answer<AuditHeadsReply> {

@@ -367,3 +367,60 @@ fn a_backup_is_there_whole_or_not_at_all() {
     let ran = keyhole_at(&fake, &["cluster", "backup", "-r", "age1a", place]);
     assert!(ran.err.contains("--overwrite"), "{}", ran.err);
 }
+
+const P: &str = "ppppppppppppppppppppppppp";
+const O: &str = "ooooooooooooooooooooooooo";
+
+#[test]
+fn operators_are_listed_shown_and_removed() {
+    assert_eq!(
+        out(&["operator", "ls"]),
+        format!(
+            "ID                          NAME      ROLE      SECRETS    SERVICES   EXPIRES\n\
+             {O}   root2     writer    web-*,db   web        in 24 hours\n\
+             {P}   root10    admin     *          *          in 24 hours\n"
+        )
+    );
+    assert_eq!(out(&["operator", "ls", "-q", "-f", "role=admin"]), format!("{P}\n"));
+    assert_eq!(
+        out(&["operator", "inspect", "--format", "json", "ann"]),
+        format!(
+            "{{\"ID\":\"{O}\",\"Name\":\"ann\",\"Role\":\"writer\",\"Secrets\":[\"web-*\",\"db\"],\"Services\":[\"web\"],\
+             \"CreatedAt\":\"2023-11-14T22:13:20.000000000Z\",\"ExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\
+             \"CertificateSeconds\":86400}}\n"
+        )
+    );
+    assert_eq!(
+        out(&["operator", "inspect", "--pretty", "ann"]),
+        format!(
+            "ID:            {O}\nName:          ann\nRole:          writer\nSecrets:       web-*,db\n\
+             Services:      web\nCreated at:    2023-11-14T22:13:20.000000000Z\nCertificates:  live 1day\n\
+             Newest:        expires in 24 hours\n"
+        )
+    );
+    let fake = Fake::new();
+    let ran = keyhole_at(&fake, &["operator", "rm", "ann", "bob"]);
+    assert_eq!((ran.out.as_str(), ran.code), ("ann\nbob\n", 0));
+    assert_eq!(fake.seen(), ["remove operator ann", "remove operator bob"]);
+    assert!(keyhole(&["operator", "renew"]).err.contains("only a context"));
+}
+
+#[test]
+fn a_new_operators_file_is_written_once_and_not_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ann.toml");
+    let file = path.to_str().unwrap();
+    let fake = Fake::new();
+    let create = |name| {
+        let words = ["operator", "create", name, "--role", "writer", "--secrets", "web-*", "--out"];
+        keyhole_at(&fake, &[&words[..], &[file]].concat())
+    };
+    let refused = create("taken");
+    assert_eq!(refused.code, 1);
+    assert!(!path.exists(), "{}", refused.err);
+    assert_eq!(create("ann").out, format!("{O}\n"));
+    assert_eq!(fake.seen(), ["create operator ann Writer [\"web-*\"] [] for 7776000 s"]);
+    let again = create("bob");
+    assert!(again.err.contains("not overwritten"), "{}", again.err);
+    assert_eq!(fake.seen().len(), 1, "nobody was asked");
+}

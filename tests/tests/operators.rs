@@ -1,0 +1,266 @@
+//! Operators from elsewhere (docs/GUARANTEES.md, G23): certificates with a role and a scope, at every manager's port, by
+//! contexts of the command line.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use keyhole_tests::{Cluster, Ran, plain_command, run, wait};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Somebody on a machine of his own, with one context.
+struct Person {
+    home: PathBuf,
+}
+
+impl Person {
+    /// Created at `by` with these words, and the context made of the file; `at` is the only manager that he knows, or none
+    /// to know all.
+    fn new(by: &Cluster, name: &str, words: &[&str], at: Option<&Cluster>) -> Self {
+        let home = by.ground().folder().join(format!("home of {name} {}", words.join(" ")));
+        fs::create_dir(&home).unwrap();
+        let file = home.join("file.toml");
+        let out = file.to_str().unwrap();
+        let create = ["operator", "create", name, "--out", out];
+        let id = by.ok(create.iter().chain(words));
+        assert_eq!(id.trim().len(), 25, "{id}");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        let person = Self { home };
+        let mut take = vec!["context", "create", "shop", "--from", out];
+        let address = at.map(|at| at.address().to_string()).unwrap_or_default();
+        if at.is_some() {
+            take.extend(["--managers", &address]);
+        }
+        assert_eq!(person.keyhole(&take, b"").stdout, "shop\n");
+        fs::remove_file(file).unwrap();
+        assert_eq!(person.ok(&["context", "use", "shop"]), "shop\n");
+        person
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = plain_command();
+        command.arg("--context-dir").arg(self.home.join("contexts")).args(words);
+        command
+    }
+
+    fn keyhole(&self, words: &[&str], stdin: &[u8]) -> Ran {
+        run(self.command(words), stdin)
+    }
+
+    #[track_caller]
+    fn ok(&self, words: &[&str]) -> String {
+        self.ok_with(words, b"")
+    }
+
+    #[track_caller]
+    fn ok_with(&self, words: &[&str], stdin: &[u8]) -> String {
+        let ran = self.keyhole(words, stdin);
+        assert_eq!(ran.code, 0, "{words:?}: {}", ran.stderr);
+        ran.stdout
+    }
+
+    #[track_caller]
+    fn refused(&self, words: &[&str], why: &str) {
+        let ran = self.keyhole(words, b"value");
+        assert_eq!(ran.code, 1, "{words:?}: {}", ran.stdout);
+        assert!(ran.stderr.contains(why), "{words:?}: {}", ran.stderr);
+    }
+
+    fn id(&self) -> String {
+        self.ok(&["context", "inspect", "-f", "{{.OperatorID}}"]).trim().to_owned()
+    }
+}
+
+/// One that does not lead.
+fn follower(managers: &[Cluster]) -> &Cluster {
+    let leader =
+        managers[0].ok(["manager", "ls", "-f", "status=leader", "--format", "{{.Address}}"]);
+    let other = managers.iter().find(|manager| manager.address().to_string() != leader.trim());
+    other.expect("one leads")
+}
+
+fn audit(of: &Cluster) -> Vec<Value> {
+    let folder = fs::read_dir(of.data().join("audit")).unwrap();
+    let files = folder.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+    let text: String = files.collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn each_role_does_its_part_through_a_follower_and_nothing_else() {
+    let managers = Cluster::of(3);
+    let (root, at) = (&managers[0], Some(follower(&managers)));
+    root.ok_with(["secret", "create", "db", "-"], b"value");
+    let scope = ["--role", "writer", "--secrets", "web-*", "--services", "web-*"];
+    let writer = Person::new(root, "ci", &scope, at);
+    let auditor = Person::new(root, "watch", &["--role", "auditor"], at);
+    let admin = Person::new(root, "ann@example.org", &["--role", "admin"], at);
+
+    // Values too: sealed to the follower's process and this connection, passed on to the leader.
+    writer.ok_with(&["secret", "create", "web-a", "-"], b"value");
+    assert_eq!(
+        writer.ok_with(&["secret", "rotate", "--wait", "web-a", "-"], b"next"),
+        "web-a: version 2\n"
+    );
+    writer.ok(&["service", "create", "web-1", "--secret", "web-a"]);
+    assert_eq!(writer.ok(&["secret", "ls", "--format", "{{.Name}}"]), "web-a\n");
+    writer.refused(
+        &["secret", "create", "db2", "-"],
+        "secret db2 is not in the scope of operator ci",
+    );
+    writer.refused(&["secret", "rotate", "db", "-"], "secret db not found");
+    writer.refused(&["secret", "inspect", "db"], "secret db not found");
+    writer.refused(&["service", "create", "web-2", "--secret", "db"], "secret db not found");
+    writer.refused(&["service", "create", "api"], "service api is not in the scope");
+    let role = "operator ci is a writer with a scope, which may not do this";
+    for words in [
+        &["cluster", "status"][..],
+        &["cluster", "join-token", "worker"],
+        &["operator", "ls"],
+        &["manager", "ls"],
+        &["node", "rm", "x"],
+    ] {
+        writer.refused(words, role);
+    }
+    // An administrator gives the service what is not the writer's; from then on it is not his to change.
+    admin.ok(&["service", "update", "--secret-add", "db", "web-1"]);
+    let granted = "a secret that service web-1 grants, or granted before is not in the scope";
+    writer.refused(
+        &["service", "update", "--constraint-add", "node.hostname==mine", "web-1"],
+        granted,
+    );
+    writer.refused(&["service", "rollback", "web-1"], granted);
+    writer.refused(&["service", "rm", "web-1"], granted);
+
+    assert_eq!(auditor.ok(&["secret", "ls", "--format", "{{.Name}}"]), "db\nweb-a\n");
+    assert_eq!(auditor.ok(&["cluster", "status", "-f", "{{.Health}}"]), "ok\n");
+    auditor.refused(
+        &["secret", "create", "x", "-"],
+        "operator watch is an auditor, which may not do this",
+    );
+    auditor.refused(&["operator", "rm", "ci"], "operator watch is an auditor");
+
+    let list = admin.ok(&["operator", "ls", "--format", "{{.Name}} {{.Role}} {{.Secrets}}"]);
+    assert_eq!(list, "ann@example.org admin *\nci writer web-*\nwatch auditor *\n");
+
+    let own = writer.id();
+    let done = |of: &Cluster| {
+        let rotated =
+            |line: &&Value| line["action"] == "secret.rotate" && line["actor"]["id"] == *own;
+        audit(of).iter().filter(rotated).count()
+    };
+    managers.iter().for_each(|of| assert_eq!(done(of), 1, "one line at each manager"));
+    let refused = audit(follower(&managers));
+    let refused = refused.iter().filter(|line| line["refused"]["actor"]["id"] == *own);
+    assert!(refused.count() >= 7, "where he asked");
+}
+
+fn wait_for(child: Child) -> Output {
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_removed_operator_waits_for_nothing_any_more_and_a_namesake_is_another() {
+    let managers = Cluster::of(3);
+    let root = &managers[0];
+    root.ok_with(["secret", "create", "pw", "-"], b"one");
+    root.ok(["service", "create", "web", "--secret", "pw"]);
+    let mut node = root.node();
+    let task = node.task("web");
+    let gone = Person::new(root, "ann", &["--role", "admin"], Some(&managers[2]));
+    // The node hears nothing now, so the rotation waits.
+    let worker = rustix::process::Pid::from_raw(node.worker().unwrap()).unwrap();
+    node.supervisor().signal(Signal::STOP);
+    rustix::process::kill_process(worker, Signal::STOP).unwrap();
+    let file = root.ground().folder().join("two");
+    fs::write(&file, "two").unwrap();
+    let mut rotate = gone.command(&["secret", "rotate", "--wait", "pw", file.to_str().unwrap()]);
+    let waiting = rotate.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait::until("the rotation", || {
+        match root.ok(["secret", "inspect", "-f", "{{.CurrentVersion}}", "pw"]).as_str() {
+            "2\n" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    root.ok(["operator", "rm", "ann"]);
+    let ended = wait_for(waiting);
+    rustix::process::kill_process(worker, Signal::CONT).unwrap();
+    node.supervisor().signal(Signal::CONT);
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("is not known to this cluster (any more)"), "{said}");
+    gone.refused(&["secret", "ls"], "is not known to this cluster (any more)");
+
+    let again =
+        Person::new(root, "ann", &["--role", "admin", "--expiry", "1d"], Some(&managers[1]));
+    again.ok(&["secret", "ls"]);
+    gone.refused(&["secret", "ls"], "is not known to this cluster (any more)");
+    drop(task);
+}
+
+#[test]
+fn a_context_goes_to_another_manager_when_one_is_gone_or_silent() {
+    let mut managers = Cluster::of(3);
+    let ann = Person::new(&managers[0], "ann", &["--role", "admin"], None);
+    let known = ann.ok(&["context", "inspect", "-f", "{{len .Managers}}"]);
+    assert_eq!(known, "3\n");
+    ann.ok_with(&["secret", "create", "pw", "-"], b"one");
+    managers[0].manager().signal(Signal::STOP);
+    let reads = || match ann.keyhole(&["secret", "ls", "--format", "{{.Name}}"], b"") {
+        ran if ran.code == 0 && ran.stdout == "pw\n" => Ok(()),
+        ran => Err(ran.stderr),
+    };
+    wait::until("an answer while the first is silent", reads);
+    managers[0].stop(Signal::KILL);
+    wait::until("an answer while the first is gone", reads);
+    managers[1].stop(Signal::KILL);
+    managers[2].stop(Signal::KILL);
+    let none = ann.keyhole(&["secret", "ls"], b"");
+    assert!(none.stderr.contains("no manager of context shop answers"), "{}", none.stderr);
+    for manager in &managers {
+        let address = format!("{}: connection refused", manager.address());
+        assert!(none.stderr.contains(&address), "{}", none.stderr);
+    }
+}
+
+#[test]
+fn a_certificate_is_renewed_in_its_context_and_ends_if_it_is_not() {
+    let machine = Cluster::start();
+    let ann = Person::new(&machine, "ann", &["--role", "auditor", "--expiry", "1h"], None);
+    let ends = || ann.ok(&["context", "inspect", "-f", "{{.ExpiresAt}}"]);
+    let before = ends();
+    wait::until("a later end", || {
+        let said = ann.ok(&["operator", "renew"]);
+        assert!(said.starts_with("shop: expires in "), "{said}");
+        match ends() {
+            now if now > before => Ok(()),
+            now => Err(now),
+        }
+    });
+    let listed = machine.ok(["operator", "inspect", "-f", "{{.ExpiresAt}}", "ann"]);
+    assert_eq!(listed, ends());
+    ann.ok(&["secret", "ls"]);
+    let short = Person::new(&machine, "bob", &["--role", "auditor", "--expiry", "10s"], None);
+    short.ok(&["secret", "ls"]);
+    wait::until("the end", || match short.keyhole(&["secret", "ls"], b"") {
+        ran if ran.code == 0 => Err("it holds still".to_owned()),
+        ran => {
+            assert!(
+                ran.stderr.contains("the certificate of context shop expired"),
+                "{}",
+                ran.stderr
+            );
+            assert!(ran.stderr.contains("remove operator bob"), "{}", ran.stderr);
+            Ok(())
+        }
+    });
+    let file = machine.ground().folder().join("never");
+    let never = file.to_str().unwrap();
+    let words =
+        ["operator", "create", "eve", "--role", "admin", "--expiry", "2years", "--out", never];
+    let long = machine.refused(words);
+    assert!(long.contains("out of range"), "{long}");
+    assert!(!file.exists(), "nothing is left of it");
+}
