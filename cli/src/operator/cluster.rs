@@ -37,7 +37,7 @@ pub(crate) enum ClusterCommand {
     /// Print the root CA's certificate, or replace the CA
     #[command(after_help = "Examples:\n  \
         keyhole cluster ca                     (the certificate)\n  \
-        keyhole cluster ca --rotate --wait     (until all managers and nodes have new certificates)\n\n\
+        keyhole cluster ca --rotate --wait     (until all managers, nodes and operators have new ones)\n\n\
         Tasks notice nothing. Join tokens change with it, for they name the CA. It is done by itself when a manager is\n\
         removed or demoted.")]
     Ca(Ca),
@@ -244,7 +244,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
     let former = match cluster.former_cas_until {
         0 => String::new(),
         until => format!(
-            "; the one before is believed until {} for {} managers and nodes without a new certificate",
+            "; the one before is believed until {} for {} managers, nodes and operators without a new certificate",
             time::rfc3339(until),
             cluster.former_certificates
         ),
@@ -368,7 +368,9 @@ impl Ca {
         let number = cluster.ca_number;
         while self.wait && cluster.ca_number == number && cluster.former_cas_until > 0 {
             let left = cluster.former_certificates;
-            console.progress(&format!("{left} managers and nodes have no new certificate yet"));
+            console.progress(&format!(
+                "{left} managers, nodes and operators have no new certificate yet"
+            ));
             tokio::time::sleep(AGAIN).await;
             cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
         }

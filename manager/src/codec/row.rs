@@ -92,6 +92,11 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         former_cas: cluster.former_cas.iter().map(former_ca_out).collect(),
         ca_number: cluster.ca_number,
         new_ca_due: cluster.new_ca_due,
+        uncertified_operators: cluster
+            .uncertified_operators
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         removed_at: cluster.removed_at.map(|at| at.0),
         uncertified: cluster.uncertified.iter().copied().collect(),
         removed_managers: cluster.removed_managers.iter().map(ToString::to_string).collect(),
@@ -136,6 +141,11 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
         former_cas: row.former_cas.into_iter().map(former_ca_in).collect(),
         ca_number: row.ca_number,
         new_ca_due: row.new_ca_due,
+        uncertified_operators: row
+            .uncertified_operators
+            .iter()
+            .map(|id| parse("cluster.uncertified_operators", id))
+            .collect::<Result<_>>()?,
         removed_at: row.removed_at.map(Timestamp),
         uncertified: row.uncertified.into_iter().collect(),
         removed_managers: row

@@ -62,8 +62,13 @@ pub(super) async fn renew(
         return Err(invalid("the request is for another key than the operator's"));
     }
     let not_after = clock::unix_seconds().saturating_add(operator.seconds);
+    let ca = || shell.view_cluster(by, |_, cluster| Ok(cluster.ca_number));
+    let of = ca()?;
     let leaf = leaf(shell, by, &Operator { not_after, ..operator }, &request.csr)?;
     shell.propose(by, Command::RenewOperator { id, not_after }).await?;
+    if ca()? != of {
+        return Err(Status::aborted("the root CA was replaced meanwhile; try again"));
+    }
     certificate(shell, by, id, leaf)
 }
 

@@ -6,7 +6,7 @@
 use keyhole_domain::{NodeId, Timestamp};
 
 use crate::apply::Change;
-use crate::{FormerCa, Outcome, Rejected, RowKey, SealedKey, State};
+use crate::{Cluster, FormerCa, Operator, Outcome, Rejected, RowKey, SealedKey, State};
 
 /// How long a manager that was removed is told so, nanoseconds: it asks several times a second.
 const TELLING: u64 = 20_000_000_000;
@@ -37,6 +37,7 @@ impl State {
         }
         cluster.succeed(at, &new.certificate, &new.key, &new.former);
         cluster.uncertified = members;
+        self.mark_operators(at);
         let mut rows = vec![RowKey::Cluster];
         for node in self.nodes.values_mut() {
             node.former_certificate = true;
@@ -44,6 +45,15 @@ impl State {
         }
         let nodes = self.nodes.keys().copied().collect();
         Ok(Change { nodes, ..Change::rows(rows, Outcome::Done) })
+    }
+
+    /// Those whose certificates hold yet have them of a former root CA now.
+    pub(crate) fn mark_operators(&mut self, at: Timestamp) {
+        let holds = |operator: &&Operator| operator.not_after >= at.0 / 1_000_000_000;
+        let ids = self.operators.values().filter(holds).map(|operator| operator.id).collect();
+        if let Some(cluster) = &mut self.cluster {
+            cluster.uncertified_operators = ids;
+        }
     }
 
     /// A member has a certificate of that root CA.
@@ -65,10 +75,12 @@ impl State {
         Some(RowKey::Node(id))
     }
 
-    /// Managers and nodes that were last seen with a certificate of a root CA before this one.
+    /// Managers, nodes and operators that were last seen with a certificate of a root CA before this one.
     pub fn former_certificates(&self) -> usize {
         let nodes = self.nodes.values().filter(|node| node.former_certificate).count();
-        nodes + self.cluster().map_or(0, |cluster| cluster.uncertified.len())
+        let others =
+            |cluster: &Cluster| cluster.uncertified.len() + cluster.uncertified_operators.len();
+        nodes + self.cluster().map_or(0, others)
     }
 
     /// Whether root CAs before this one are believed for nobody's sake any more. A manager that was removed has a former

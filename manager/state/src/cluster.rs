@@ -123,6 +123,8 @@ pub struct Cluster {
     pub new_ca_due: bool,
     /// Members that have no certificate of this root CA yet.
     pub uncertified: BTreeSet<u64>,
+    /// Operators whose certificates are of a root CA before this one.
+    pub uncertified_operators: BTreeSet<NodeId>,
     /// When a manager was last removed.
     pub removed_at: Option<Timestamp>,
     /// The certificates' ids of managers that were removed: what they say is refused for good.
@@ -191,6 +193,7 @@ impl State {
             ca_number: 0,
             new_ca_due: false,
             uncertified: BTreeSet::new(),
+            uncertified_operators: BTreeSet::new(),
             removed_at: None,
             removed_managers: BTreeSet::new(),
             last_backup_at: None,

@@ -6,7 +6,7 @@ use std::fmt;
 
 use keyhole_domain::{NodeId, OperatorName, Timestamp};
 
-use crate::{Outcome, Rejected, RowKey, Scope, State, apply::Change};
+use crate::{Cluster, Outcome, Rejected, RowKey, Scope, State, apply::Change};
 
 /// What an operator is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,14 +85,24 @@ impl State {
     ) -> Result<Change, Rejected> {
         let operator = self.operators.get_mut(&id).ok_or_else(|| not_found(id))?;
         operator.not_after = operator.not_after.max(not_after);
-        Ok(Change::rows([RowKey::Operator(id)], Outcome::Done))
+        Ok(self.operator_rows(id))
     }
 
     pub(crate) fn remove_operator(&mut self, id: NodeId) -> Result<Change, Rejected> {
         match self.operators.remove(&id) {
-            Some(_) => Ok(Change::rows([RowKey::Operator(id)], Outcome::Done)),
+            Some(_) => Ok(self.operator_rows(id)),
             None => Err(not_found(id)),
         }
+    }
+}
+
+impl State {
+    /// What changes when an operator has a new certificate, or needs none any more.
+    fn operator_rows(&mut self, id: NodeId) -> Change {
+        let waits = |cluster: &mut Cluster| cluster.uncertified_operators.remove(&id);
+        let waited = self.cluster.as_mut().is_some_and(waits);
+        let rows = waited.then_some(RowKey::Cluster).into_iter().chain([RowKey::Operator(id)]);
+        Change::rows(rows, Outcome::Done)
     }
 }
 

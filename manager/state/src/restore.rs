@@ -60,6 +60,8 @@ impl State {
         cluster.incarnation += 1;
         cluster.succeed(at, &new.ca_certificate, &new.ca_key, &new.former);
         cluster.uncertified = [id].into();
+        self.mark_operators(at);
+        let cluster = self.cluster_mut()?;
         cluster.keyring = BTreeMap::from([(new.epoch, new.value_key.clone())]);
         cluster.epoch = new.epoch;
         cluster.rekey = false;

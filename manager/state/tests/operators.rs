@@ -50,6 +50,33 @@ fn serve(n: u8, name: &str, grants: &[u8]) -> Command {
     }
 }
 
+/// Who has a certificate of a former CA is not cut off while he can renew it (G26).
+#[test]
+fn a_former_ca_is_believed_until_operators_have_renewed() {
+    let mut cluster = Cluster::new();
+    let late = Timestamp(u64::MAX);
+    let holders = cluster.state.cluster().unwrap().ca_key.clone();
+    let former = cluster.state.cluster().unwrap().ca_certificate.clone();
+    let new = NewCa {
+        number: 1,
+        certificate: vec![9],
+        key: holders,
+        former: FormerCa { certificate: former, cross: vec![7], until: late },
+    };
+    cluster.done(LOCAL, Command::RotateCa(Box::new(new)));
+    cluster.done(Actor::Manager(1), Command::NoteCertificate { member: 1, ca_number: 1 });
+    let ids: Vec<NodeId> = cluster.state.operators().keys().copied().collect();
+    assert_eq!(cluster.state.former_certificates(), ids.len());
+    let (first, rest) = ids.split_first().unwrap();
+    cluster
+        .done(Actor::Operator(*first), Command::RenewOperator { id: *first, not_after: 1 << 40 });
+    for id in rest {
+        assert!(!cluster.state.former_cas_are_done(late));
+        cluster.done(LOCAL, Command::RemoveOperator { id: *id });
+    }
+    assert!(cluster.state.former_cas_are_done(late));
+}
+
 struct Cluster {
     state: State,
     index: u64,
