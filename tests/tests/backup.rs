@@ -387,6 +387,7 @@ fn one_of_three_managers_goes_on_alone_by_force() {
     third.resume_with(&["--force-new-cluster"]);
     assert!(third.manager().log().contains("nothing was changed"));
     assert_eq!(third.ok(["cluster", "status", "-f", "{{.Incarnation}}"]), "2\n");
+    connected(&third, 1);
     third.ok_with(["secret", "rotate", "--wait", "pw", "-"], b"third");
     assert_eq!(task.text(node.path("pw")).as_deref(), Ok("third"));
     // Those that come back belong to a history that is over: the node does not go back to it.

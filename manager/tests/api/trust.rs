@@ -57,8 +57,6 @@ pub(crate) async fn every_operator_rpc(
         cluster_status ClusterStatusRequest,
         update_cluster UpdateClusterRequest,
         rotate_keys RotateKeysRequest,
-        rotate_ca RotateCaRequest,
-        backup BackupRequest,
         join_token JoinTokenRequest,
         backup BackupRequest,
         create_operator CreateOperatorRequest,
