@@ -12,7 +12,7 @@ use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_secmem::Key32;
 use keyhole_state::{Cluster, Command, Envelope, Member, Outcome, Rejected, Seen, State};
 use keyhole_wire::seal::EdgeKeyPair;
-use keyhole_wire::tls::{Connections, Identity, LiveTls, Role};
+use keyhole_wire::tls::{Chosen, Connections, Identity, LiveTls, Role};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -35,7 +35,7 @@ use crate::{clock, status};
 pub(crate) const ATTEMPTS: usize = 8;
 
 /// How long who was removed has to read why.
-const MOMENT: Duration = Duration::from_millis(200);
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Who this manager is.
 #[derive(Debug, Clone)]
@@ -304,7 +304,7 @@ impl Shell {
         _by: &Authorized<A>,
         authorities: &[Vec<u8>],
     ) -> usize {
-        self.connections.close_strange(authorities)
+        self.connections.strange(authorities).close()
     }
 
     /// The index of the last applied entry, as it moves.
@@ -413,7 +413,7 @@ impl Shell {
         }
     }
 
-    fn changed(self: &Arc<Self>, change: &Change) {
+    fn changed(&self, change: &Change) {
         if change.operators {
             self.end_removed_operators();
         }
@@ -422,31 +422,26 @@ impl Shell {
         self.sessions.applied(revision, |node| change.nodes.contains(node));
         for node in change.nodes.iter().filter(|node| !self.still_member(**node)) {
             self.sessions.forget(*node);
-            self.close_soon(*node);
+            close_soon(self.connections.of_peer(node.as_str()));
         }
     }
 
-    /// Ends the connections of operators that are none any more, a moment later.
-    fn end_removed_operators(self: &Arc<Self>) {
-        let shell = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(MOMENT).await;
-            shell.connections.close_gone(Role::Operator, |id| {
-                let known =
-                    |state: &State| id.parse().is_ok_and(|id| state.operators().contains_key(&id));
-                shell.replica.read(known)
-            });
-        });
+    /// Ends the connections of operators that are none any more.
+    fn end_removed_operators(&self) {
+        close_soon(self.connections.gone(Role::Operator, |id| {
+            let known =
+                |state: &State| id.parse().is_ok_and(|id| state.operators().contains_key(&id));
+            self.replica.read(known)
+        }));
     }
+}
 
-    /// Ends the connections of a removed node, a moment later: its stream is told why first.
-    fn close_soon(&self, node: NodeId) {
-        let connections = self.connections.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(MOMENT).await;
-            connections.close_peer(node.as_str());
-        });
-    }
+/// Ends connections a moment later: who is at their other ends is told why first. What they ask until then is refused.
+fn close_soon(connections: Chosen) {
+    tokio::spawn(async move {
+        tokio::time::sleep(MOMENT).await;
+        connections.close();
+    });
 }
 
 /// A fresh id's 16 random bytes.

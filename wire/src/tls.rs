@@ -17,7 +17,7 @@ mod verify;
 pub use client::{
     ConnectError, Exporter, ManagerConnection, connect, connect_manager, fetch_unpinned,
 };
-pub use connections::Connections;
+pub use connections::{Chosen, Connections};
 pub use identity::{Identity, IdentityError};
 pub use live::{LiveTls, TlsError};
 pub use peer::{PeerIdentity, PeerIdentityError, key_id};

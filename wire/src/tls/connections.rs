@@ -32,24 +32,24 @@ impl Connections {
         Self::default()
     }
 
-    /// Ends every connection whose peer's certificate is for `id`, with all calls on them; how many.
-    pub fn close_peer(&self, id: &str) -> usize {
-        self.close(|peer| peer.is_some_and(|peer| peer.id == id))
+    /// Those whose peer's certificate is for `id`.
+    pub fn of_peer(&self, id: &str) -> Chosen {
+        self.choose(|peer| peer.is_some_and(|peer| peer.id == id))
     }
 
-    /// Ends every connection whose peer's certificate is of another CA than those whose keys' ids are given; how many.
-    pub fn close_strange(&self, authorities: &[Vec<u8>]) -> usize {
-        self.close(|peer| peer.is_some_and(|peer| !authorities.contains(&peer.authority)))
+    /// Those whose peer's certificate is of another CA than those whose keys' ids are given.
+    pub fn strange(&self, authorities: &[Vec<u8>]) -> Chosen {
+        self.choose(|peer| peer.is_some_and(|peer| !authorities.contains(&peer.authority)))
     }
 
-    /// Ends the connections of all with certificates of that role whose id is not to stay; how many.
-    pub fn close_gone(&self, role: Role, stays: impl Fn(&str) -> bool) -> usize {
-        self.close(|peer| peer.is_some_and(|peer| peer.role == role && !stays(&peer.id)))
+    /// Those of all with certificates of that role whose id is not to stay.
+    pub fn gone(&self, role: Role, stays: impl Fn(&str) -> bool) -> Chosen {
+        self.choose(|peer| peer.is_some_and(|peer| peer.role == role && !stays(&peer.id)))
     }
 
     /// Ends every connection; how many.
     pub fn close_all(&self) -> usize {
-        self.close(|_| true)
+        self.choose(|_| true).close()
     }
 
     /// How many are alive.
@@ -78,22 +78,29 @@ impl Connections {
         Registration { connections: self.clone(), key, switch }
     }
 
-    fn close(&self, chosen: impl Fn(Option<&PeerIdentity>) -> bool) -> usize {
-        let switches: Vec<_> = self
-            .list()
-            .live
-            .values()
-            .filter(|(id, _)| chosen(id.as_ref()))
-            .map(|(_, switch)| Arc::clone(switch))
-            .collect();
-        for switch in &switches {
-            switch.close();
-        }
-        switches.len()
+    fn choose(&self, wanted: impl Fn(Option<&PeerIdentity>) -> bool) -> Chosen {
+        let list = self.list();
+        let wanted = list.live.values().filter(|(id, _)| wanted(id.as_ref()));
+        Chosen(wanted.map(|(_, switch)| Arc::clone(switch)).collect())
     }
 
     fn list(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connections that were alive when they were looked for; one that is made later, and asks to be told why it is refused,
+/// is none of them.
+#[must_use = "they go on unless they are closed"]
+pub struct Chosen(Vec<Arc<Switch>>);
+
+impl Chosen {
+    /// Ends each, with all calls on it; how many.
+    pub fn close(self) -> usize {
+        for switch in &self.0 {
+            switch.close();
+        }
+        self.0.len()
     }
 }
 

@@ -203,16 +203,30 @@ async fn closing_a_peer_ends_its_calls_and_nobody_elses() {
     server.hung.notified().await;
 
     let stays = |id: &str| id == OTHER_ID;
-    assert_eq!(server.connections.close_gone(Role::Node, stays), 0);
-    assert_eq!(server.connections.close_gone(Role::Manager, |_| false), 0);
-    assert_eq!(server.connections.close_peer(OTHER_ID), 2);
+    assert_eq!(server.connections.gone(Role::Node, stays).close(), 0);
+    assert_eq!(server.connections.gone(Role::Manager, |_| false).close(), 0);
+    assert_eq!(server.connections.of_peer(OTHER_ID).close(), 2);
     // At once: long before the keepalive would notice.
     timeout(Duration::from_secs(3), hanging).await.unwrap().unwrap().unwrap_err();
     call(&idle, "Who").await.unwrap_err();
     assert!(call(&kept, "Who").await.unwrap().starts_with("operator "));
     assert_eq!(server.connections.count(), 1);
-    assert_eq!(server.connections.close_gone(Role::Operator, stays), 1);
+    assert_eq!(server.connections.gone(Role::Operator, stays).close(), 1);
     call(&kept, "Who").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn closing_chosen_connections_leaves_those_that_were_made_since() {
+    let ca = TestCa::new();
+    let server = Server::start(live(&ca, Role::Manager, ID)).await;
+    let node = live(&ca, Role::Node, OTHER_ID);
+    let (before, _) = connect(&server.addr, &node).await.unwrap();
+    call(&before, "Who").await.unwrap();
+    let chosen = server.connections.of_peer(OTHER_ID);
+    let (since, _) = connect(&server.addr, &node).await.unwrap();
+    assert_eq!(chosen.close(), 1);
+    call(&before, "Who").await.unwrap_err();
+    call(&since, "Who").await.unwrap();
 }
 
 #[tokio::test]
