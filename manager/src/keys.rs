@@ -65,6 +65,7 @@ pub enum KeyError {
 }
 
 /// The key-encryption key: wraps the key of a store.
+#[derive(Debug)]
 pub struct Kek {
     key: Key32,
     name: String,

@@ -29,6 +29,18 @@ pub(crate) fn open_database(
     backend: impl StorageBackend,
     file: &str,
 ) -> Result<Database, StoreError> {
+    open(backend, file, true)
+}
+
+/// Opens an existing file to look at its header only.
+pub(crate) fn open_header(
+    backend: impl StorageBackend,
+    file: &str,
+) -> Result<Database, StoreError> {
+    open(backend, file, false)
+}
+
+fn open(backend: impl StorageBackend, file: &str, integrity: bool) -> Result<Database, StoreError> {
     let mut magic = [0; REDB_MAGIC.len()];
     let len = backend.len().map_err(|e| StoreError::io("read", file, &e))?;
     if len < magic.len() as u64 {
@@ -40,7 +52,7 @@ pub(crate) fn open_database(
     }
     Database::builder()
         .set_cache_size(CACHE_BYTES)
-        .set_check_integrity_on_open(true)
+        .set_check_integrity_on_open(integrity)
         .create_with_backend(backend)
         .map_err(|e| StoreError::redb("open", file, e))
 }

@@ -5,7 +5,7 @@
 use super::StoreError;
 use super::cipher::StoreCipher;
 use std::fmt;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,15 @@ impl Folder {
 
     pub(crate) fn unfinished_mark(&self) -> PathBuf {
         self.root.join("store.mark.init")
+    }
+
+    /// The file that is to be the store.
+    pub(crate) fn next_store(&self) -> PathBuf {
+        self.root.join("store.redb.next")
+    }
+
+    pub(crate) fn next_mark(&self) -> PathBuf {
+        self.root.join("store.mark.next")
     }
 
     pub(crate) fn name(&self) -> String {
@@ -113,6 +122,38 @@ impl Mark {
         bytes.extend_from_slice(&seq.to_le_bytes());
         bytes.extend_from_slice(&cipher.mark_tag(seq));
         self.file.write(&bytes).map_err(|e| StoreError::io("write", &self.name, &e))
+    }
+
+    /// Ends what a rewrite of the store left that was cut short: the mark of the file that has become the store takes
+    /// its place, and whatever else there is goes.
+    pub(crate) fn settle(
+        &mut self,
+        folder: &Folder,
+        cipher: &StoreCipher,
+    ) -> Result<(), StoreError> {
+        let path = folder.next_mark();
+        let failed = |doing| {
+            let path = &path;
+            move |e: io::Error| StoreError::io(doing, &name_of(path), &e)
+        };
+        if path.exists() && self.read(cipher).is_err() {
+            let file = Box::new(open_private(&path, false).map_err(failed("open"))?);
+            let mut next = Self { file, name: self.name.clone() };
+            if next.read(cipher).is_ok() {
+                fs::rename(&path, folder.mark()).map_err(failed("rename"))?;
+                folder.sync()?;
+                *self = next;
+            }
+        }
+        for leftover in [path.clone(), folder.next_store()] {
+            match fs::remove_file(&leftover) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", &name_of(&leftover), &e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn read(&mut self, cipher: &StoreCipher) -> Result<u64, StoreError> {

@@ -57,6 +57,9 @@ pub(crate) struct Header {
     /// The store's key, wrapped by the key-encryption key.
     #[prost(bytes = "vec", tag = "3")]
     pub(crate) wrapped_dek: Vec<u8>,
+    /// Whether the operators' unlock key wraps it, and no key file.
+    #[prost(bool, tag = "4")]
+    pub(crate) locked: bool,
 }
 
 /// What one commit left behind; written in every transaction, so that it always fits the other tables.
@@ -83,6 +86,9 @@ pub(crate) struct Tip {
     /// The applied position and membership that the state rows stand for, as the caller encoded them.
     #[prost(bytes = "vec", optional, tag = "9")]
     pub(crate) applied: Option<Vec<u8>>,
+    /// The demand for new keys that this file was written for.
+    #[prost(uint64, tag = "10")]
+    pub(crate) key_number: u64,
 }
 
 impl Tip {

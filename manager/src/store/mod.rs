@@ -11,6 +11,8 @@ mod error;
 mod folder;
 mod layout;
 mod log_index;
+mod rewrite;
+mod sealed;
 mod view;
 mod writer;
 
@@ -18,6 +20,8 @@ pub use check::Load;
 pub use error::StoreError;
 pub use folder::MarkFile;
 pub use layout::{FORMAT, Position, StoreIdentity};
+pub use rewrite::{OnStep, SealedFor, Step};
+pub use sealed::SealedStore;
 pub use view::{Row, RowsView};
 pub use writer::{Done, OnFatal, RowChange, Rows, ViewDone, WriterTurns};
 
@@ -33,7 +37,8 @@ use layout::{HEADER, Header, META};
 use log_index::LogIndex;
 use prost::Message;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, StorageBackend};
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend};
+use rewrite::Wish;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::Path;
@@ -54,7 +59,6 @@ pub struct LogRow {
 /// The open store. Dropping it commits what is queued and closes the file.
 pub struct Store {
     disk: Arc<Disk>,
-    cipher: Arc<StoreCipher>,
     identity: StoreIdentity,
     file: Arc<str>,
     shared: Arc<Shared>,
@@ -64,17 +68,52 @@ pub struct Store {
 
 /// The open file, and the folder's lock for as long as it is open.
 pub(crate) struct Disk {
-    open: RwLock<Option<(Arc<Database>, Option<FolderLock>)>>,
+    open: RwLock<Option<OpenFile>>,
+}
+
+struct OpenFile {
+    db: Arc<Database>,
+    /// As soon as its key is known.
+    cipher: Option<Arc<StoreCipher>>,
+    _lock: Option<FolderLock>,
 }
 
 impl Disk {
     fn new(db: Database, lock: Option<FolderLock>) -> Self {
-        Self { open: RwLock::new(Some((Arc::new(db), lock))) }
+        let open = OpenFile { db: Arc::new(db), cipher: None, _lock: lock };
+        Self { open: RwLock::new(Some(open)) }
     }
 
     pub(crate) fn db(&self) -> Result<Arc<Database>, StoreError> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        open.as_ref().map(|(db, _)| db.clone()).ok_or(StoreError::Stopped)
+        open.as_ref().map(|open| open.db.clone()).ok_or(StoreError::Stopped)
+    }
+
+    /// A read of the file as it is now, and what opens its rows.
+    pub(crate) fn read(
+        &self,
+        file: &str,
+    ) -> Result<(ReadTransaction, Arc<StoreCipher>), StoreError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_ref().ok_or(StoreError::Stopped)?;
+        let cipher = open.cipher.clone().ok_or(StoreError::Stopped)?;
+        let txn = open.db.begin_read().map_err(|e| StoreError::redb("read", file, e))?;
+        Ok((txn, cipher))
+    }
+
+    fn unseal(&self, cipher: Arc<StoreCipher>) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.as_mut() {
+            open.cipher = Some(cipher);
+        }
+    }
+
+    /// Another file is the store from now on; reads that have begun go on with the old one.
+    pub(crate) fn replace(&self, db: Database, cipher: Arc<StoreCipher>) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.as_mut() {
+            (open.db, open.cipher) = (Arc::new(db), Some(cipher));
+        }
     }
 
     fn close(&self) {
@@ -101,6 +140,8 @@ struct Memory {
     vote: Option<Vec<u8>>,
     committed: Option<Position>,
     failure: Option<StoreError>,
+    sealed_for: SealedFor,
+    header: Header,
     next_job: u64,
     /// `None` once the store is stopped.
     queue: Option<Sender<Job>>,
@@ -117,6 +158,11 @@ impl Shared {
 
     pub(crate) fn set_failure(&self, error: StoreError) {
         self.lock().failure.get_or_insert(error);
+    }
+
+    pub(crate) fn sealed_for(&self, sealed_for: SealedFor, header: Header) {
+        let mut memory = self.lock();
+        (memory.sealed_for, memory.header) = (sealed_for, header);
     }
 
     pub(crate) fn committed_up_to(&self, job: u64, vote: Option<Vec<u8>>) {
@@ -178,7 +224,8 @@ impl Store {
         let wrapped_dek =
             kek.wrap(&dek, identity).map_err(|e| StoreError::keys("wrap the store's key", e))?;
         let cipher = StoreCipher::new(dek, identity)?;
-        let header = Header { format: FORMAT, identity: identity.clone(), wrapped_dek };
+        let header =
+            Header { format: FORMAT, identity: identity.clone(), wrapped_dek, locked: false };
         let mut mark = Mark { file: mark, name: mark_name(file) };
         guard("create", file, || {
             let fail = |error: redb::Error| StoreError::redb("create", file, error);
@@ -230,8 +277,8 @@ impl Store {
         };
         let backend = file_backend(open(&store)?, &name_of(&store))?;
         let mark: Box<dyn MarkFile> = Box::new(open(&mark)?);
-        let lock = Some(lock);
-        Self::prepare(backend, mark, (&name_of(&store), lock), kek, on_fatal, load)?.with_thread()
+        let place = Some((folder, lock));
+        Self::prepare(backend, mark, (&name_of(&store), place), kek, on_fatal, load)?.with_thread()
     }
 
     /// As [`Self::open`], on any backend; for tests.
@@ -264,13 +311,14 @@ impl Store {
     fn prepare(
         backend: impl StorageBackend,
         mark: Box<dyn MarkFile>,
-        (file, lock): (&str, Option<FolderLock>),
+        (file, place): (&str, Option<(Folder, FolderLock)>),
         kek: &Kek,
         on_fatal: OnFatal,
         load: Load<'_>,
     ) -> Result<Prepared, StoreError> {
+        let (folder, lock) = place.unzip();
         let mut mark = Mark { file: mark, name: mark_name(file) };
-        let (disk, identity, cipher, checked) = guard("open", file, || {
+        let (disk, header, cipher, checked) = guard("open", file, || {
             let disk = Disk::new(open_database(backend, file)?, lock);
             let checker = Checker::new(&*disk.db()?, file)?;
             let header = checker.header()?;
@@ -278,9 +326,14 @@ impl Store {
                 .unwrap(&header.wrapped_dek, &header.identity)
                 .map_err(|e| unwrap_error(e, file, kek))?;
             let cipher = StoreCipher::new(dek, &header.identity)?;
+            if let Some(folder) = &folder {
+                mark.settle(folder, &cipher)?;
+            }
             let checked = checker.content(&cipher, &mut mark, load)?;
             drop(checker);
-            Ok((disk, header.identity, cipher, checked))
+            let cipher = Arc::new(cipher);
+            disk.unseal(cipher.clone());
+            Ok((disk, header, cipher, checked))
         })?;
         let (sender, queue) = channel();
         let shared = Arc::new(Shared {
@@ -289,24 +342,30 @@ impl Store {
                 vote: checked.tip.vote.clone(),
                 committed: checked.tip.committed,
                 failure: None,
+                sealed_for: SealedFor { number: checked.tip.key_number, locked: header.locked },
+                header: header.clone(),
                 next_job: 1,
                 queue: Some(sender),
             }),
         });
         let applied = checked.tip.applied.clone();
-        let (disk, cipher, file) = (Arc::new(disk), Arc::new(cipher), Arc::<str>::from(file));
+        let (disk, identity) = (Arc::new(disk), header.identity);
+        let file = Arc::<str>::from(file);
         let writer = Writer {
             disk: disk.clone(),
-            cipher: cipher.clone(),
+            cipher,
             file: file.clone(),
             mark,
             tip: checked.tip,
             shared: shared.clone(),
             on_fatal: Some(on_fatal),
+            identity: identity.clone(),
+            folder,
+            rewrite: None,
         };
         let turns = WriterTurns::new(writer, queue);
         let writer = Mutex::new(None);
-        let store = Self { disk, cipher, identity, file, shared, applied, writer };
+        let store = Self { disk, identity, file, shared, applied, writer };
         Ok(Prepared { store, turns })
     }
 
@@ -403,21 +462,15 @@ impl Store {
     pub fn read_log(&self, range: Range<u64>, limit: u64) -> Result<Vec<LogRow>, StoreError> {
         guard("read", &self.file, || {
             // The transaction starts under the lock: what is planned to be in the file is in this commit.
-            let (plan, txn) = {
+            let (plan, (txn, cipher)) = {
                 let memory = self.shared.lock();
                 let plan = memory.log.plan(range, limit);
                 if plan.in_file.is_empty() {
                     return Ok(plan.rows);
                 }
-                (
-                    plan,
-                    self.disk
-                        .db()?
-                        .begin_read()
-                        .map_err(|e| StoreError::redb("read", &self.file, e))?,
-                )
+                (plan, self.disk.read(&self.file)?)
             };
-            let mut rows = view::read_log(&txn, &self.cipher, &self.file, plan.in_file)?;
+            let mut rows = view::read_log(&txn, &cipher, &self.file, plan.in_file)?;
             rows.extend(plan.rows);
             Ok(rows)
         })
@@ -452,13 +505,32 @@ impl Store {
     /// A secret of this member, as last committed.
     pub fn local_get(&self, name: &str) -> Result<Option<SecretBytes>, StoreError> {
         guard("read", &self.file, || {
-            let txn = self
-                .disk
-                .db()?
-                .begin_read()
-                .map_err(|e| StoreError::redb("read", &self.file, e))?;
-            view::read_local(&txn, &self.cipher, &self.file, name)
+            let (txn, cipher) = self.disk.read(&self.file)?;
+            view::read_local(&txn, &cipher, &self.file, name)
         })
+    }
+
+    /// Writes the whole store anew under a new key that `kek` wraps, while it serves; `done` is called when the new file
+    /// is the store, or why it stays as it was.
+    pub fn rewrite(&self, kek: &Kek, sealed_for: SealedFor, on_step: OnStep, done: Done) {
+        match Wish::new(&self.identity, kek, sealed_for, on_step) {
+            Ok(wish) => {
+                self.shared.lock().push(Op::Rewrite(Some(Box::new(wish(done)))), None);
+            }
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// What the store is sealed for.
+    #[must_use]
+    pub fn sealed_for(&self) -> SealedFor {
+        self.shared.lock().sealed_for
+    }
+
+    /// What can be said of it without its key.
+    #[must_use]
+    pub fn as_sealed(&self) -> SealedStore {
+        SealedStore::of(self.shared.lock().header.clone())
     }
 
     /// Commits what is queued and closes the file; later jobs fail. An open view keeps it until it is dropped.

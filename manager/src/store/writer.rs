@@ -4,13 +4,14 @@
 //! Depends on redb and the cipher. Invariant: nothing is acknowledged before the commit that holds it and everything
 //! before it is on disk; after a failed commit nothing is acknowledged any more.
 use super::cipher::{BatchSealer, Kind, Place, StoreCipher};
-use super::folder::Mark;
-use super::layout::{LOCALS, LOG, META, Position, ROWS, TIP, Tip};
+use super::folder::{Folder, Mark};
+use super::layout::{HEADER, LOCALS, LOG, META, Position, ROWS, TIP, Tip};
+use super::rewrite::{Broken, Present, Rewrite, Rewritten, Wish};
 use super::view::{Row, RowsView, name_head};
-use super::{Disk, LogRow, Shared, StoreError, guard};
+use super::{Disk, LogRow, Shared, StoreError, StoreIdentity, guard};
 use keyhole_secmem::SecretBytes;
 use prost::Message;
-use redb::{ReadableDatabase, Table, WriteTransaction};
+use redb::{Database, ReadableDatabase, Table, WriteTransaction};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -39,6 +40,7 @@ pub(crate) enum Op {
     Install { rows: Rows, applied: Vec<u8> },
     Local { name: String, secret: Option<SecretBytes> },
     View(ViewDone),
+    Rewrite(Option<Box<Wish>>),
     Flush,
 }
 
@@ -69,8 +71,10 @@ impl Job {
     }
 
     pub(crate) fn fail(self, error: &StoreError) {
-        if let Op::View(reply) = self.op {
-            reply(Err(error.clone()));
+        match self.op {
+            Op::View(reply) => reply(Err(error.clone())),
+            Op::Rewrite(Some(wish)) => (wish.done)(Err(error.clone())),
+            _ => {}
         }
         if let Some(done) = self.done {
             done(Err(error.clone()));
@@ -89,6 +93,10 @@ pub(crate) struct Writer {
     pub(crate) tip: Tip,
     pub(crate) shared: Arc<Shared>,
     pub(crate) on_fatal: Option<OnFatal>,
+    pub(crate) identity: StoreIdentity,
+    /// Where the files are; a store in memory has none and is not written anew.
+    pub(crate) folder: Option<Folder>,
+    pub(crate) rewrite: Option<Rewrite>,
 }
 
 /// The writer with its queue: what its thread works on.
@@ -114,11 +122,20 @@ impl WriterTurns {
     }
 
     fn take_turn(&mut self, wait: bool) -> bool {
-        let collected = collect(&self.queue, &mut self.batch, wait);
-        if collected != Collected::NotYet && !self.batch.is_empty() {
+        // Who writes the store anew takes what there is.
+        let busy = self.writer.rewrite.is_some();
+        let collected = collect(&self.queue, &mut self.batch, wait && !busy);
+        if (busy || collected != Collected::NotYet) && !self.batch.is_empty() {
             self.writer.write(self.batch.drain(..).collect());
         }
-        collected != Collected::Over
+        self.writer.rewrite_on();
+        if collected != Collected::Over {
+            return true;
+        }
+        if let Some(rewrite) = self.writer.rewrite.take() {
+            (rewrite.done)(Err(StoreError::Stopped));
+        }
+        false
     }
 }
 
@@ -141,7 +158,72 @@ impl Writer {
         // whose number the mark knows.
         self.mark.write(&self.cipher, tip.seq)?;
         self.tip = tip;
+        self.follow(jobs);
         Ok(())
+    }
+
+    /// Does to the file that is to be the store what was done to the store.
+    fn follow(&mut self, jobs: &[Job]) {
+        let Some(mut rewrite) = self.rewrite.take() else { return };
+        let followed = guard("write", &self.file, || {
+            let db = self.disk.db()?;
+            rewrite.follow(jobs, &present(&db, &self.cipher, &self.file, &self.tip))
+        });
+        match followed {
+            Ok(()) => self.rewrite = Some(rewrite),
+            Err(error) => self.keep((error, rewrite.done)),
+        }
+    }
+
+    fn begin_rewrite(&mut self, wish: Wish) {
+        let Some(folder) = self.folder.clone().filter(|_| self.rewrite.is_none()) else {
+            let reason = "it is under way already, or the store is in no folder";
+            return self.keep((StoreError::keys("write the store anew", reason), wish.done));
+        };
+        match Rewrite::begin(&folder, &self.identity, &self.tip, wish) {
+            Ok(rewrite) => self.rewrite = Some(rewrite),
+            Err(failed) => self.keep(failed),
+        }
+    }
+
+    /// The next piece of the file that is to be the store; after the last one it is.
+    fn rewrite_on(&mut self) {
+        let Some(mut rewrite) = self.rewrite.take() else { return };
+        let (file, cipher, tip) = (self.file.clone(), self.cipher.clone(), self.tip.clone());
+        let db = match self.disk.db() {
+            Ok(db) => db,
+            Err(error) => return self.keep((error, rewrite.done)),
+        };
+        let present = present(&db, &cipher, &file, &tip);
+        match guard("write", &file, || rewrite.copy_piece(&present)) {
+            Ok(false) => self.rewrite = Some(rewrite),
+            Ok(true) => match rewrite.finish(&present) {
+                Ok(rewritten) => self.adopt(rewritten),
+                Err((Broken::Kept(error), done)) => self.keep((error, done)),
+                Err((Broken::Store(error), done)) => {
+                    self.fail(Vec::new(), &error);
+                    done(Err(error));
+                }
+            },
+            Err(error) => self.keep((error, rewrite.done)),
+        }
+    }
+
+    fn adopt(&mut self, new: Rewritten) {
+        self.cipher = new.cipher;
+        self.mark = new.mark;
+        self.tip = new.tip;
+        self.disk.replace(new.db, self.cipher.clone());
+        self.shared.sealed_for(new.sealed_for, new.header);
+        (new.done)(Ok(()));
+    }
+
+    /// The store is as it was.
+    fn keep(&mut self, (error, done): (StoreError, Done)) {
+        if let Some(folder) = self.folder.as_ref().filter(|_| self.rewrite.is_none()) {
+            Rewrite::abandon(folder);
+        }
+        done(Err(error));
     }
 
     fn transact(&self, jobs: &mut [Job]) -> Result<Tip, StoreError> {
@@ -159,8 +241,10 @@ impl Writer {
         let last = jobs.last().map_or(0, |job| job.number);
         self.shared.committed_up_to(last, self.tip.vote.clone());
         for job in jobs {
-            if let Op::View(reply) = job.op {
-                reply(self.view());
+            match job.op {
+                Op::View(reply) => reply(self.view()),
+                Op::Rewrite(Some(wish)) => self.begin_rewrite(*wish),
+                _ => {}
             }
             if let Some(done) = job.done {
                 done(Ok(()));
@@ -191,6 +275,15 @@ impl Writer {
             on_fatal(error);
         }
     }
+}
+
+fn present<'a>(
+    db: &'a Database,
+    cipher: &'a StoreCipher,
+    file: &'a str,
+    tip: &'a Tip,
+) -> Present<'a> {
+    Present { db, cipher, file, tip }
 }
 
 /// What there is to do with a batch.
@@ -231,7 +324,7 @@ fn collect(queue: &Receiver<Job>, batch: &mut VecDeque<Job>, wait: bool) -> Coll
 }
 
 /// The open tables of one transaction.
-struct Batch<'t> {
+pub(crate) struct Batch<'t> {
     meta: Table<'t, &'static str, &'static [u8]>,
     log: Table<'t, u64, &'static [u8]>,
     rows: Table<'t, [u8; 16], &'static [u8]>,
@@ -242,7 +335,7 @@ struct Batch<'t> {
 }
 
 impl<'t> Batch<'t> {
-    fn new(
+    pub(crate) fn new(
         txn: &'t WriteTransaction,
         cipher: &'t StoreCipher,
         file: &'t str,
@@ -259,7 +352,7 @@ impl<'t> Batch<'t> {
         })
     }
 
-    fn write_all(mut self, jobs: &mut [Job], tip: &mut Tip) -> Result<(), StoreError> {
+    pub(crate) fn write_all(mut self, jobs: &mut [Job], tip: &mut Tip) -> Result<(), StoreError> {
         for job in jobs {
             self.write(&mut job.op, tip)?;
         }
@@ -280,15 +373,8 @@ impl<'t> Batch<'t> {
                 tip.committed = *position;
                 Ok(())
             }
-            Op::TruncateAfter(last) => {
-                let last = *last;
-                tip.truncate_after(last);
-                self.forget_log(last.map_or(0, |index| index + 1)..)
-            }
-            Op::Purge(upto) => {
-                tip.purge(*upto);
-                self.forget_log(..=upto.index)
-            }
+            Op::TruncateAfter(last) => self.truncate_after(*last, tip),
+            Op::Purge(upto) => self.purge(*upto, tip),
             Op::Rows { changes, applied } => {
                 tip.applied = Some(std::mem::take(applied));
                 changes
@@ -302,18 +388,46 @@ impl<'t> Batch<'t> {
                 rows.try_for_each(|(key, value)| self.change_row(&key, Some(&value), tip))
             }
             Op::Local { name, secret } => self.change_local(name.as_bytes(), secret.take(), tip),
-            Op::View(_) | Op::Flush => Ok(()),
+            Op::View(_) | Op::Rewrite(_) | Op::Flush => Ok(()),
         }
     }
 
+    pub(crate) fn header(&mut self, header: &[u8]) -> Result<(), StoreError> {
+        self.meta.insert(HEADER, header).map(drop).map_err(|e| failed(self.file, e))
+    }
+
+    pub(crate) fn truncate_after(
+        &mut self,
+        last: Option<u64>,
+        tip: &mut Tip,
+    ) -> Result<(), StoreError> {
+        tip.truncate_after(last);
+        self.forget_log(last.map_or(0, |index| index + 1)..)
+    }
+
+    pub(crate) fn purge(&mut self, upto: Position, tip: &mut Tip) -> Result<(), StoreError> {
+        tip.purge(upto);
+        self.forget_log(..=upto.index)
+    }
+
     fn append(&mut self, row: &LogRow, tip: &mut Tip) -> Result<(), StoreError> {
-        let Position { term, index } = row.position;
+        self.append_sealed(row.position.term, row.position.index, &row.data, tip)
+    }
+
+    /// Seals an entry for its place.
+    pub(crate) fn append_sealed(
+        &mut self,
+        term: u64,
+        index: u64,
+        data: &[u8],
+        tip: &mut Tip,
+    ) -> Result<(), StoreError> {
         let expected = tip.next_index().unwrap_or(index);
         if expected != index {
             return Err(StoreError::Hole { expected, found: index });
         }
         let place = Place { kind: Kind::Log, key: &index.to_le_bytes(), term };
-        let frame = self.sealer.seal(place, &[&row.data])?;
+        let frame = self.sealer.seal(place, &[data])?;
         self.log.insert(index, &*frame).map_err(|e| failed(self.file, e))?;
         if tip.log_len == 0 {
             tip.log_first = index;
@@ -327,7 +441,7 @@ impl<'t> Batch<'t> {
         self.log.retain_in(range, |_, _| false).map_err(|e| failed(self.file, e))
     }
 
-    fn change_row(
+    pub(crate) fn change_row(
         &mut self,
         key: &[u8],
         value: Option<&[u8]>,
@@ -347,7 +461,7 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn change_local(
+    pub(crate) fn change_local(
         &mut self,
         key: &[u8],
         secret: Option<SecretBytes>,

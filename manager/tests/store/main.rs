@@ -9,3 +9,5 @@ mod damage;
 mod disk;
 #[cfg(test)]
 mod raft;
+#[cfg(test)]
+mod rewrite;
