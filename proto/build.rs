@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=keyhole/v1");
     let descriptors = protox::compile(&files, [&root])?;
     // What lies on disks has one form: their maps are sorted.
-    let sorted = ["SealedKey", "MemberKeys", "ClusterRow", "Membership"];
+    let sorted = ["SealedKey", "MemberKeys", "StoreKeys", "ClusterRow", "Membership"];
     let configured = tonic_prost_build::configure().bytes(".");
     let configured = sorted
         .iter()

@@ -29,6 +29,7 @@ mod man;
 mod manager;
 mod node;
 mod operator;
+mod prompt;
 mod render;
 mod run;
 mod task;

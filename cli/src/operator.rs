@@ -6,6 +6,7 @@
 pub(crate) mod backup;
 pub(crate) mod cluster;
 pub(crate) mod labels;
+pub(crate) mod lock;
 pub(crate) mod manager;
 pub(crate) mod node;
 pub(crate) mod operators;

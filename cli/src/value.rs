@@ -64,6 +64,8 @@ pub(crate) enum Operation {
     Rotate,
     /// The passphrase of `cluster backup`
     Backup,
+    /// `cluster unlock`
+    Unlock,
 }
 
 impl Operation {
@@ -72,6 +74,7 @@ impl Operation {
             Self::Create => "create",
             Self::Rotate => "rotate",
             Self::Backup => "backup",
+            Self::Unlock => "unlock",
         }
     }
 }
@@ -113,7 +116,7 @@ impl Receiver {
                 Operation::Create | Operation::Rotate => {
                     format!("secret {name}: cannot seal its value")
                 }
-                Operation::Backup => format!("cannot seal the {name}"),
+                Operation::Backup | Operation::Unlock => format!("cannot seal the {name}"),
             };
             Failure::new(format!("{what}: {error}"))
         })?;

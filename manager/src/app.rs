@@ -8,6 +8,7 @@ mod error;
 mod force;
 mod init;
 mod join;
+mod locked;
 mod restore;
 
 pub use config::{JoinManager, ManagerConfig};
@@ -31,11 +32,13 @@ use crate::authz::Authorized;
 use crate::ca::{CaApi, keep_ca, keep_renewed, keep_roots};
 use crate::cut_off::watch_quorum;
 use crate::dispatch::DispatchApi;
+use crate::key_place::KeyPlace;
 use crate::listen::{OperatorSocket, Services, bind_port};
-use crate::operator::OperatorApi;
+use crate::operator::{OperatorApi, Unlocked};
 use crate::raft::{PeerApi, RaftHandle, keep_membership};
 use crate::rekey::keep_keyring;
 use crate::shell::Shell;
+use crate::store_keys::keep_store_keys;
 use init::{Opened, announce_address};
 
 /// Calls under way have this long to end when the manager stops.
@@ -52,7 +55,13 @@ pub async fn run(config: ManagerConfig) -> Result<(), StartError> {
     let signals = |kind| signal(kind).map_err(|e| StartError::system("wait for signals", e));
     let (mut term, mut int) =
         (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-    let running = Manager::start(config).await?;
+    config.check()?;
+    let unlocked = tokio::select! {
+        unlocked = locked::unlocked(&config) => unlocked?,
+        _ = term.recv() => return Ok(()),
+        _ = int.recv() => return Ok(()),
+    };
+    let running = Manager::start_unlocked(config, unlocked).await?;
     let stop = running.stopper();
     let stopping = tokio::spawn(async move {
         tokio::select! {
@@ -87,11 +96,19 @@ fn raise_descriptor_limit() {
 pub struct Manager;
 
 impl Manager {
-    /// Opens (or initialises) the store, leads the cluster, and serves.
+    /// Opens (or initialises) the store, once it is unlocked if it is locked, leads the cluster, and serves.
     pub async fn start(config: ManagerConfig) -> Result<Running, StartError> {
         config.check()?;
+        let unlocked = locked::unlocked(&config).await?;
+        Self::start_unlocked(config, unlocked).await
+    }
+
+    async fn start_unlocked(
+        config: ManagerConfig,
+        unlocked: Option<Unlocked>,
+    ) -> Result<Running, StartError> {
         let (listener, address) = bind_port(&config.listen).await?;
-        let opened = init::open(&config, address).await?;
+        let opened = init::open(&config, address, unlocked).await?;
         let socket = OperatorSocket::bind(&config.socket)?;
         let (replica, failed) = (opened.replica.clone(), opened.failed.clone());
         let shell = assemble(opened)?;
@@ -110,6 +127,8 @@ impl Manager {
         tasks.spawn(tend_audit(shell.audit.clone()));
         tasks.spawn(watch_quorum(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_keyring(shell.clone(), Authorized::of_member(shell.own.member)));
+        let (by, place) = (Authorized::of_member(shell.own.member), KeyPlace::new(config.kek()));
+        tasks.spawn(keep_store_keys(shell.clone(), by, place));
         tasks.spawn(keep_noted(shell.clone(), Authorized::of_member(shell.own.member)));
         tasks.spawn(keep_membership(replica.clone()));
         tasks.spawn(announce_address(replica.clone(), shell.own.clone()));

@@ -129,6 +129,11 @@ impl AuditLog {
         }
     }
 
+    /// Writes that an operator unlocked this manager.
+    pub(crate) fn unlocked(&self, by: &Actor) {
+        self.lock().write(line::unlocked(by));
+    }
+
     /// Requests refused since this process started.
     pub fn refusals(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)

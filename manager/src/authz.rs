@@ -159,11 +159,15 @@ pub mod act {
             ListOperators "operator.ls",
             InspectOperator "operator.inspect",
             RemoveOperator "operator.rm",
+            RotateStoreKeys "cluster.rotate-store-keys",
+            Shred "cluster.shred",
+            UnlockKey "cluster.unlock-key",
             JoinToken "cluster.join-token",
             Backup "cluster.backup";
         OperatorSubject, false:
             ClusterStatus "cluster.status",
             ListManagers "manager.ls",
+            Unlock "cluster.unlock",
             AuditHeads "audit.heads";
         MemberNode, true:
             Assignments "dispatch.assignments",

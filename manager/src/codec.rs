@@ -108,6 +108,7 @@ fn member_keys_in(keys: v1::MemberKeys) -> Result<state::MemberKeys> {
         ca: seal_in(required("keys.ca", keys.ca)?),
         keyring: keys.keyring.into_iter().map(|(epoch, key)| (epoch, seal_in(key))).collect(),
         ca_number: keys.ca_number,
+        unlock: keys.unlock.map(unlock_seal_in).transpose()?,
     })
 }
 
@@ -116,6 +117,10 @@ fn member_keys_out(keys: &state::MemberKeys) -> v1::MemberKeys {
         ca: Some(seal_out(&keys.ca)),
         keyring: keys.keyring.iter().map(|(epoch, key)| (*epoch, seal_out(key))).collect(),
         ca_number: keys.ca_number,
+        unlock: keys.unlock.as_ref().map(|unlock| v1::UnlockSeal {
+            number: unlock.number,
+            seal: Some(seal_out(&unlock.seal)),
+        }),
     }
 }
 
@@ -133,6 +138,11 @@ fn former_ca_out(former: &state::FormerCa) -> v1::FormerCa {
         cross: former.cross.clone().into(),
         until: former.until.0,
     }
+}
+
+fn unlock_seal_in(unlock: v1::UnlockSeal) -> Result<state::UnlockSeal> {
+    let seal = seal_in(required("keys.unlock.seal", unlock.seal)?);
+    Ok(state::UnlockSeal { number: unlock.number, seal })
 }
 
 fn token_in(token: v1::TokenRecord) -> Result<state::TokenRecord> {

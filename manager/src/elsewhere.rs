@@ -28,6 +28,7 @@ const ASKING: Duration = Duration::from_secs(1);
 pub(crate) struct Seen {
     here: Sessions,
     there: BTreeMap<NodeId, SessionView>,
+    store_work: BTreeMap<u64, String>,
 }
 
 impl Seen {
@@ -37,17 +38,21 @@ impl Seen {
             v1::SessionsRequest { shown_on: shown_on.iter().map(ToString::to_string).collect() };
         let asked = shell.other_managers().into_iter().map(|(member, peer)| {
             let request = request.clone();
-            async move { timeout(ASKING, ask(shell, member, &peer, request)).await }
+            async move { (member, timeout(ASKING, ask(shell, member, &peer, request)).await) }
         });
         let mut there = BTreeMap::new();
-        for answer in join_all(asked).await {
+        let mut store_work = BTreeMap::from([(shell.own.member, shell.store_work())]);
+        for (member, answer) in join_all(asked).await {
             match answer {
-                Ok(Ok(reply)) => there.extend(reply.nodes.into_iter().filter_map(session_in)),
+                Ok(Ok(reply)) => {
+                    there.extend(reply.nodes.into_iter().filter_map(session_in));
+                    store_work.insert(member, reply.store_work);
+                }
                 Ok(Err(why)) => tracing::debug!(why, "a manager's sessions are not known"),
                 Err(_elapsed) => tracing::debug!("a manager did not tell its sessions in time"),
             }
         }
-        Self { here: shell.sessions.clone(), there }
+        Self { here: shell.sessions.clone(), there, store_work }
     }
 
     /// What is known of a node, from the manager that it is connected to.
@@ -57,6 +62,11 @@ impl Seen {
             Some(there) if !here.connected => there.clone(),
             _ => here,
         }
+    }
+
+    /// What a manager is doing to its store, as far as it said.
+    pub(crate) fn store_work(&self, member: u64) -> String {
+        self.store_work.get(&member).cloned().unwrap_or_default()
     }
 
     /// How many nodes are connected to any manager.
@@ -95,7 +105,8 @@ fn session_in(session: v1::NodeSession) -> Option<(NodeId, SessionView)> {
 }
 
 /// The answer to another manager.
-pub(crate) fn tell(sessions: &Sessions, request: &v1::SessionsRequest) -> v1::SessionsReply {
+pub(crate) fn tell(shell: &Shell, request: &v1::SessionsRequest) -> v1::SessionsReply {
+    let sessions = &shell.sessions;
     let shown_on: BTreeSet<&str> = request.shown_on.iter().map(String::as_str).collect();
     let session = |node: NodeId| {
         let view = sessions.view(node);
@@ -115,7 +126,8 @@ pub(crate) fn tell(sessions: &Sessions, request: &v1::SessionsRequest) -> v1::Se
             shown: shown.into_iter().map(task).collect(),
         }
     };
-    v1::SessionsReply { nodes: sessions.connected_nodes().into_iter().map(session).collect() }
+    let nodes = sessions.connected_nodes().into_iter().map(session).collect();
+    v1::SessionsReply { nodes, store_work: shell.store_work() }
 }
 
 /// How far a change has come at the other managers' nodes, as it moves.

@@ -12,9 +12,10 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::FutureExt;
 use keyhole_proto::v1::ca_server::CaServer;
 use keyhole_proto::v1::dispatch_server::DispatchServer;
-use keyhole_proto::v1::operator_server::OperatorServer;
+use keyhole_proto::v1::operator_server::{Operator, OperatorServer};
 use keyhole_proto::v1::peer_server::PeerServer;
 use keyhole_wire::format;
 use keyhole_wire::tls::{Limits, incoming};
@@ -26,7 +27,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::ca::CaApi;
 use crate::dispatch::DispatchApi;
-use crate::operator::OperatorApi;
+use crate::operator::{LockedApi, OperatorApi};
 use crate::raft::{MAX_CALL, PeerApi};
 
 /// Sixteen values of the largest size fit one request.
@@ -119,16 +120,30 @@ impl Services {
         socket: OperatorSocket,
         stop: impl Future<Output = ()> + Clone + Send + 'static,
     ) -> Result<(), Error> {
-        let open = OpenCount::default();
-        let accepted = socket.accepted(open.clone(), stop.clone());
-        let leaving = async move {
-            stop.await;
-            // A command line asks more than once on its connection; who lingers is not waited for.
-            let _ = tokio::time::timeout(LINGER, open.none()).await;
-        };
-        server()
-            .add_service(self.operator())
-            .serve_with_incoming_shutdown(Box::pin(accepted), leaving)
-            .await
+        serve_socket(self.operator(), socket, stop).await
     }
+}
+
+/// Serves the operator socket of a locked manager until it is unlocked.
+pub(crate) async fn serve_locked(api: LockedApi, socket: OperatorSocket) -> Result<(), Error> {
+    let opened = {
+        let api = api.clone();
+        async move { api.opened().await }
+    };
+    serve_socket(OperatorServer::new(api), socket, opened.boxed().shared()).await
+}
+
+async fn serve_socket<T: Operator>(
+    service: OperatorServer<T>,
+    socket: OperatorSocket,
+    stop: impl Future<Output = ()> + Clone + Send + 'static,
+) -> Result<(), Error> {
+    let open = OpenCount::default();
+    let accepted = socket.accepted(open.clone(), stop.clone());
+    let leaving = async move {
+        stop.await;
+        // A command line asks more than once on its connection; who lingers is not waited for.
+        let _ = tokio::time::timeout(LINGER, open.none()).await;
+    };
+    server().add_service(service).serve_with_incoming_shutdown(Box::pin(accepted), leaving).await
 }

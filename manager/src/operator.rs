@@ -8,6 +8,8 @@ mod backup;
 mod cluster;
 mod delivery;
 mod labels;
+mod lock;
+mod locked;
 mod managers;
 mod nodes;
 mod operators;
@@ -23,6 +25,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::{Action, Caller, OperatorSubject, act};
 use crate::shell::Shell;
+pub(crate) use locked::{LockedApi, Unlocked};
 
 /// The service; clones share the manager.
 #[derive(Clone)]
@@ -44,6 +47,22 @@ macro_rules! operator_api {
                 let by = self.0.authorize_latest::<act::$action, _>(&request).await?;
                 $handler(&self.0, &by, request.into_inner()).await.map(Response::new)
             })*
+
+            async fn get_seal_key(
+                &self,
+                request: Request<v1::GetSealKeyRequest>,
+            ) -> Result<Response<v1::SealKey>, Status> {
+                let by = self.0.authorize_latest::<act::GetSealKey, _>(&request).await?;
+                secrets::seal_key(&self.0, &by, request.into_inner()).await.map(Response::new)
+            }
+
+            async fn unlock(
+                &self,
+                request: Request<v1::UnlockRequest>,
+            ) -> Result<Response<v1::UnlockReply>, Status> {
+                self.0.authorize::<act::Unlock, _>(&request)?;
+                Err(Status::failed_precondition("this manager is not locked"))
+            }
 
             // To who is on its machine it must answer also where nobody leads: to say so. From elsewhere somebody may
             // call whom the others have removed.
@@ -79,11 +98,60 @@ macro_rules! operator_api {
                 backup::start(self.0.clone(), by, request.into_inner()).await.map(Response::new)
             }
         }
+
+        /// Of all this a locked manager answers three.
+        #[tonic::async_trait]
+        impl v1::operator_server::Operator for LockedApi {
+            $(async fn $method(
+                &self,
+                _: Request<v1::$request>,
+            ) -> Result<Response<v1::$reply>, Status> {
+                Err(locked::locked())
+            })*
+
+            async fn get_seal_key(
+                &self,
+                request: Request<v1::GetSealKeyRequest>,
+            ) -> Result<Response<v1::SealKey>, Status> {
+                self.seal_key(&request).map(Response::new)
+            }
+
+            async fn cluster_status(
+                &self,
+                request: Request<v1::ClusterStatusRequest>,
+            ) -> Result<Response<v1::ClusterInfo>, Status> {
+                self.status(&request).map(Response::new)
+            }
+
+            async fn unlock(
+                &self,
+                request: Request<v1::UnlockRequest>,
+            ) -> Result<Response<v1::UnlockReply>, Status> {
+                self.take_key(request).await.map(Response::new)
+            }
+
+            type WatchDeliveryStream = ReceiverStream<Result<v1::DeliveryProgress, Status>>;
+
+            async fn watch_delivery(
+                &self,
+                _: Request<v1::WatchDeliveryRequest>,
+            ) -> Result<Response<Self::WatchDeliveryStream>, Status> {
+                Err(locked::locked())
+            }
+
+            type BackupStream = ReceiverStream<Result<v1::BackupPart, Status>>;
+
+            async fn backup(
+                &self,
+                _: Request<v1::BackupRequest>,
+            ) -> Result<Response<Self::BackupStream>, Status> {
+                Err(locked::locked())
+            }
+        }
     };
 }
 
 operator_api! {
-    get_seal_key(GetSealKeyRequest) -> SealKey: GetSealKey, secrets::seal_key;
     create_secret(CreateSecretRequest) -> SecretChanged: CreateSecret, secrets::create;
     rotate_secrets(RotateSecretsRequest) -> SecretsChanged: RotateSecrets, secrets::rotate;
     rollback_secret(RollbackSecretRequest) -> SecretChanged: RollbackSecret, secrets::rollback;
@@ -112,6 +180,9 @@ operator_api! {
     transfer_leader(TransferRequest) -> ManagerInfo: TransferLeader, managers::transfer_leader;
     rotate_keys(RotateKeysRequest) -> ClusterInfo: RotateKeys, cluster::rotate_keys;
     rotate_ca(RotateCaRequest) -> ClusterInfo: RotateCa, cluster::rotate_ca;
+    rotate_store_keys(RotateStoreKeysRequest) -> ClusterInfo: RotateStoreKeys, lock::rotate_store_keys;
+    shred(ShredRequest) -> ClusterInfo: Shred, lock::shred;
+    unlock_key(UnlockKeyRequest) -> UnlockKeyReply: UnlockKey, lock::unlock_key;
     join_token(JoinTokenRequest) -> JoinTokenReply: JoinToken, cluster::join_token;
     create_operator(CreateOperatorRequest) -> OperatorCertificate: CreateOperator, operators::create;
     renew_operator(RenewOperatorRequest) -> OperatorCertificate: RenewOperator, operators::renew;

@@ -23,6 +23,8 @@ pub enum InputFor {
     Rotate,
     /// The passphrase of a backup.
     Backup,
+    /// The unlock key of a locked manager.
+    Unlock,
 }
 
 impl InputFor {
@@ -31,6 +33,7 @@ impl InputFor {
             Self::Create => "create",
             Self::Rotate => "rotate",
             Self::Backup => "backup",
+            Self::Unlock => "unlock",
         }
     }
 }

@@ -2,8 +2,8 @@
 //! [`Authorized`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use keyhole_domain::{ClusterId, NodeId, Revision};
@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::audit::AuditLog;
-use crate::authz::{Action, Authorized, Gate, OperatorSubject, act};
+use crate::authz::{Action, Authorized, Gate, OperatorSubject, OwnWork, act};
 use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
     Change, Peer, PeerCalls, Progress, ProposeError, RaftHandle, SnapshotData,
@@ -64,6 +64,8 @@ pub struct Shell {
     pub(crate) labels: tokio::sync::Mutex<()>,
     gate: Gate,
     replica: RaftHandle,
+    /// What is being done to the store, or why it can't be; empty: nothing.
+    store_work: Mutex<String>,
     /// Whether no quorum was heard of for too long.
     cut_off: AtomicBool,
 }
@@ -113,6 +115,7 @@ impl Shell {
             tls,
             connections: Connections::new(),
             labels: tokio::sync::Mutex::default(),
+            store_work: Mutex::default(),
             cut_off: AtomicBool::new(false),
             replica,
         }
@@ -310,6 +313,24 @@ impl Shell {
     /// The index of the last applied entry, as it moves.
     pub(crate) fn applied<A: Action>(&self, _by: &Authorized<A>) -> watch::Receiver<u64> {
         self.replica.applied()
+    }
+
+    /// This manager's store and log, for its own work.
+    pub(crate) fn own_replica(&self, _by: &Authorized<OwnWork>) -> &RaftHandle {
+        &self.replica
+    }
+
+    /// Notes what is being done to the store; whether that is new.
+    pub(crate) fn set_store_work(&self, text: String) -> bool {
+        let mut work = self.store_work.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = *work != text;
+        *work = text;
+        new
+    }
+
+    /// What is being done to the store.
+    pub(crate) fn store_work(&self) -> String {
+        self.store_work.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps this manager's certificate for its next start.

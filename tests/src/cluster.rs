@@ -188,6 +188,24 @@ impl Cluster {
         self.days = days;
     }
 
+    /// Starts a manager that was stopped, and that has to be unlocked.
+    pub fn resume_locked(&mut self) {
+        self.resume_locked_with(&[]);
+    }
+
+    /// The same with more arguments, for this start only.
+    pub fn resume_locked_with(&mut self, args: &[&str]) {
+        self.begin(args);
+        self.manager.wait_for_word("locked");
+    }
+
+    /// Starts a manager that was stopped, and that ends by itself; what it said.
+    pub fn fails_to_start(&mut self) -> String {
+        self.begin(&[]);
+        self.manager.wait();
+        self.manager.log()
+    }
+
     /// Starts a manager that was stopped.
     pub fn resume(&mut self) {
         self.resume_with(&[]);
@@ -195,11 +213,15 @@ impl Cluster {
 
     /// The same with more arguments, for this start only.
     pub fn resume_with(&mut self, args: &[&str]) {
+        self.begin(args);
+        self.manager.wait_for_word("ready");
+    }
+
+    fn begin(&mut self, args: &[&str]) {
         let mut command = manager_command(&self.on, &self.data, self.address, &self.socket);
         command.args(args).args(&self.args).envs(self.env.iter().cloned());
         move_clock(&mut command, self.days);
         self.manager = Daemon::start(&self.ground, "manager", command);
-        self.manager.wait_for_word("ready");
     }
 
     /// Joins a node and waits until it is ready.

@@ -102,6 +102,7 @@ const VARIES: &[(&str, &str)] = &[
         r"(?i:less than a second|about a minute|\d+ seconds?|\d+ minutes?) ago",
     ),
     // Ids, whole and short; the document's have a digit, others need not.
+    (r"\bKHKEY-1-[0-9a-z]{56}\b", r"KHKEY-1-[0-9a-z]{56}"),
     (r"\bKH-1-[0-9a-z]{50}-[0-9a-z]{25}\b", r"KH-1-[0-9a-z]{50}-[0-9a-z]{25}"),
     (r"\b[0-9a-z]{25}\b", r"[0-9a-z]{25}"),
     (r"\b(?:[a-z]+[0-9]|[0-9]+[a-z])[0-9a-z]{4,10}\b", r"[0-9a-z]{12}"),

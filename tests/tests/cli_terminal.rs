@@ -1,15 +1,20 @@
 //! The command line at a terminal: real shells complete words and names from a live cluster, colours and progress are
 //! there for terminals and for nobody else, and the manual's pages can be read.
 
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use keyhole_tests::{Cluster, Machine, Ran, keyhole_binary, plain_command, run};
+use keyhole_tests::{Cluster, Machine, Ran, keyhole_binary, plain_command, run, wait};
 
 /// Runs a shell command whose streams are a terminal, with these keys typed; what the terminal showed is the stdout.
 fn at_terminal(shell: &str, environment: &[(&str, &str)], keys: &str) -> Ran {
+    run(terminal(shell, environment), keys.as_bytes())
+}
+
+fn terminal(shell: &str, environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", shell, "/dev/null"]);
     for (name, _) in std::env::vars_os() {
@@ -23,7 +28,26 @@ fn at_terminal(shell: &str, environment: &[(&str, &str)], keys: &str) -> Ran {
     }
     command.env("TERM", "xterm").env("SHELL", "/bin/sh");
     command.envs(environment.iter().copied());
-    run(command, keys.as_bytes())
+    command
+}
+
+/// The same by somebody who answers a question once it is asked; all that the terminal showed.
+fn answered(shell: &str, environment: &[(&str, &str)], question: &str, answer: &str) -> String {
+    let mut command = terminal(shell, environment);
+    let mut ran = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut keys, mut screen) = (ran.stdin.take().unwrap(), ran.stdout.take().unwrap());
+    let (mut shown, mut byte) = (Vec::new(), [0]);
+    while !shown.ends_with(question.as_bytes()) {
+        let read = screen.read(&mut byte).unwrap();
+        assert_eq!(read, 1, "it ended with {}", String::from_utf8_lossy(&shown));
+        shown.push(byte[0]);
+    }
+    keys.write_all(answer.as_bytes()).unwrap();
+    screen.read_to_end(&mut shown).unwrap();
+    drop(keys);
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(ran.wait().unwrap().success(), "{shown}");
+    shown
 }
 
 fn folder_of_binary() -> String {
@@ -116,6 +140,32 @@ fn a_backups_passphrase_is_asked_for_at_a_terminal() {
     cluster.ok_with(restore.iter().chain(&["--passphrase-file", "-"]), b"one horse");
     let refused = cluster.keyhole(["cluster", "backup", "-"]);
     assert!(refused.stderr.contains("give --passphrase-file FILE"), "{}", refused.stderr);
+}
+
+/// G24: nobody who looks on sees the key; whoever answers at once is not seen either.
+#[test]
+fn an_unlock_key_is_asked_for_at_a_terminal_and_not_shown() {
+    let mut cluster = Cluster::start();
+    cluster.ok(["cluster", "update", "--autolock=true"]);
+    let key = cluster.ok(["cluster", "unlock-key", "-q"]);
+    wait::until("the store to be under it", || {
+        let format = "{{range .Managers}}{{.StoreBehind}}{{end}}";
+        match cluster.ok(["cluster", "status", "-f", format]).trim() {
+            "false" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    cluster.stop(Signal::TERM);
+    cluster.resume_locked();
+    let host = format!("unix://{}", cluster.socket().display());
+    let unlock = format!("{} cluster unlock", keyhole_binary().display());
+    let environment = [("KEYHOLE_HOST", host.as_str())];
+    let shown = answered(&unlock, &environment, "Enter unlock key: ", &key);
+    assert!(!shown.contains("KHKEY"), "{shown}");
+    wait::until("it to serve", || match cluster.keyhole(["secret", "ls"]) {
+        ran if ran.code == 0 => Ok(()),
+        ran => Err(ran.stderr),
+    });
 }
 
 /// Types an unfinished command with tabs into an interactive shell, which must find the rest and run it.

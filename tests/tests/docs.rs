@@ -172,6 +172,11 @@ fn operators_and_contexts() {
 }
 
 #[test]
+fn the_keys() {
+    check("docs/KEYS.md", ONE_MACHINE);
+}
+
+#[test]
 fn the_audit() {
     check("docs/AUDIT.md", ONE_MACHINE);
 }

@@ -9,3 +9,4 @@ pub mod http2;
 pub mod seal;
 pub mod tls;
 pub mod token;
+pub mod unlock_key;

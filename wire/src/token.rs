@@ -3,7 +3,7 @@
 //! The digest pins the CA on first contact, the secret proves that the newcomer was invited. The
 //! cluster keeps only [`JoinToken::hash`]. Invariant: no error and no `Debug` shows any of a token.
 
-mod base36;
+pub(crate) mod base36;
 
 use std::fmt;
 

@@ -14,13 +14,13 @@ use keyhole_manager::backup::Unlock;
 use keyhole_proto::v1;
 use keyhole_secmem::SecretBytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tonic::Streaming;
 
 use super::Manager;
 use crate::args::Global;
 use crate::console::Console;
 use crate::failure::Failure;
+use crate::prompt::hidden_line;
 use crate::render::time;
 use crate::value::{Operation, protect_process};
 
@@ -237,18 +237,5 @@ fn asked(console: &mut Console, question: &str) -> Result<SecretBytes, Failure> 
             "no passphrase: give --passphrase-file FILE, or run it at a terminal to be asked for one",
         ));
     }
-    let odd = |error: &dyn std::fmt::Display| {
-        Failure::new(format!("cannot ask for the passphrase: {error}"))
-    };
-    let shown = tcgetattr(&stdin).map_err(|e| odd(&e))?;
-    let mut hidden = shown.clone();
-    hidden.local_modes.remove(LocalModes::ECHO);
-    console.ask(question);
-    tcsetattr(&stdin, OptionalActions::Drain, &hidden).map_err(|e| odd(&e))?;
-    let mut line = SecretBytes::zeroed(LONGEST_PASSPHRASE).map_err(|e| odd(&e))?;
-    let read = rustix::io::read(&stdin, line.as_mut_slice());
-    tcsetattr(&stdin, OptionalActions::Now, &shown).map_err(|e| odd(&e))?;
-    console.ask("\n");
-    line.truncate(read.map_err(|e| odd(&e))?);
-    Ok(line)
+    hidden_line(console, question, LONGEST_PASSPHRASE)
 }

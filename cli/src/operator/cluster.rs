@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use keyhole_proto::v1;
 
 use super::backup::{Backup, Restore};
+use super::lock::{self, RotateStoreKeys, Shred, Unlock, UnlockKey};
 use super::{Manager, manager};
 use crate::args::Global;
 use crate::console::Console;
@@ -41,10 +42,33 @@ pub(crate) enum ClusterCommand {
         Tasks notice nothing. Join tokens change with it, for they name the CA. It is done by itself when a manager is\n\
         removed or demoted.")]
     Ca(Ca),
+    /// Have every manager write its store anew under new keys, while it serves
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster rotate-store-keys --wait\n\n\
+        With autolock the unlock key is replaced, too. A manager that is away does it when it is back.")]
+    RotateStoreKeys(RotateStoreKeys),
+    /// Make what was deleted unreadable on every manager's disk, also in older copies of it
+    #[command(after_help = "Examples:\n  \
+        keyhole secret rm db_password && keyhole cluster shred --wait\n\n\
+        Rotates the value keys and the keys of every manager's store, and drops older logs. Backups and copies of a disk \
+        whose key file was copied, too, are not reached.")]
+    Shred(Shred),
+    /// Unlock a manager after its start, with autolock; at its socket, the key from a prompt or standard input
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster unlock                 (asks for the key and does not show it)\n  \
+        pass show keyhole | keyhole cluster unlock")]
+    Unlock(Unlock),
+    /// Print the key that unlocks managers, with autolock
+    #[command(after_help = "Examples:\n  \
+        keyhole cluster unlock-key\n  \
+        keyhole cluster unlock-key -q | pass insert -e keyhole\n  \
+        keyhole cluster unlock-key --rotate    (a new key; every manager's store is written anew under it)")]
+    UnlockKey(UnlockKey),
     /// Change settings of the cluster
     #[command(after_help = "Examples:\n  \
         keyhole cluster update --unconstrained deny\n  \
         keyhole cluster update --quota 2GiB --cert-expiry 12h\n  \
+        keyhole cluster update --autolock=true      (a manager that is started has to be unlocked)\n  \
         keyhole cluster update --forget-former-ca         (after a restore or a new CA)")]
     Update(Update),
     /// Write all that the cluster has to one encrypted file, while it runs
@@ -136,6 +160,9 @@ pub(crate) struct Update {
     /// Believe certificates of root CAs before the current one no longer
     #[arg(long)]
     forget_former_ca: bool,
+    /// Whether a manager that is started has to be unlocked
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    autolock: Option<bool>,
 }
 
 impl ClusterCommand {
@@ -146,6 +173,10 @@ impl ClusterCommand {
             Self::JoinToken(token) => token.run(global, console).await,
             Self::RotateKeys(rotate) => rotate.run(global, console).await,
             Self::Ca(ca) => ca.run(global, console).await,
+            Self::RotateStoreKeys(rotate) => rotate.run(global, console).await,
+            Self::Shred(shred) => shred.run(global, console).await,
+            Self::Unlock(unlock) => unlock.run(global, console).await,
+            Self::UnlockKey(key) => key.run(global, console).await,
             Self::Update(update) => update.run(global, console).await,
             Self::Backup(backup) => backup.run(global, console).await,
             Self::Restore(restore) => restore.run(console).await,
@@ -196,6 +227,11 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
             ("Trouble", (&manager.trouble).into()),
             ("AuditLine", line.into()),
             ("AuditNotedAt", at.into()),
+            ("StoreKeys", manager.store_number.into()),
+            ("StoreLocked", manager.store_locked.into()),
+            ("StoreWrittenAt", store_written_at(manager).into()),
+            ("StoreBehind", manager.store_behind.into()),
+            ("StoreWork", (&manager.store_work).into()),
         ])
     });
     let raft = vec![
@@ -223,6 +259,10 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("CANumber", cluster.ca_number.into()),
         ("FormerCAUntil", moment(cluster.former_cas_until).into()),
         ("FormerCertificates", cluster.former_certificates.into()),
+        ("Autolock", cluster.autolock.into()),
+        ("Locked", cluster.locked.into()),
+        ("StoreKeys", cluster.store_number.into()),
+        ("Shredding", shredding(cluster).into()),
         ("Secrets", cluster.secrets.into()),
         ("Services", cluster.services.into()),
         ("Nodes", cluster.nodes.into()),
@@ -236,7 +276,31 @@ fn moment(at: u64) -> String {
     if at == 0 { String::new() } else { time::rfc3339(at) }
 }
 
+/// When a manager's store was written under new keys; empty: it is as it was made.
+fn store_written_at(manager: &v1::ManagerInfo) -> String {
+    moment(manager.store_written_at)
+}
+
+/// How far the last shredding is, in words; empty if nobody asked for one.
+fn shredding(cluster: &v1::ClusterInfo) -> String {
+    match (&cluster.shred, lock::shred_left(cluster)) {
+        (None, _) => String::new(),
+        (Some(_), Some(left)) => left,
+        (Some(shred), None) => {
+            format!("done with what was deleted before {}", time::rfc3339(shred.at))
+        }
+    }
+}
+
+/// A locked manager knows of itself only.
+fn pretty_locked(cluster: &v1::ClusterInfo) -> String {
+    pretty_lines(&[("ID", cluster.id.clone()), ("Health", cluster.health.clone())])
+}
+
 fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
+    if cluster.locked {
+        return pretty_locked(cluster);
+    }
     let backup = match cluster.last_backup_at {
         0 => "never".to_owned(),
         at => time::rfc3339(at),
@@ -251,7 +315,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
     };
     let used = size::human(cluster.value_bytes);
     let lifetime = Duration::from_secs(cluster.certificate_seconds);
-    let lines = [
+    let mut lines = vec![
         ("ID", cluster.id.clone()),
         ("Health", cluster.health.clone()),
         ("Created at", time::rfc3339(cluster.created_at)),
@@ -271,12 +335,16 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("Nodes", format!("{} ({} connected)", cluster.nodes, cluster.connected)),
         ("Unconstrained", unconstrained(cluster).to_owned()),
         ("Key epoch", epoch(cluster)),
+        ("Autolock", if cluster.autolock { "on" } else { "off" }.to_owned()),
         ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
         ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
         ("CA", format!("expires {}{former}", time::until(cluster.ca_expires_at, now))),
         ("Last backup", backup),
         ("Refused", format!("{} requests since this manager started", cluster.refused)),
     ];
+    if cluster.shred.is_some() {
+        lines.push(("Shredding", shredding(cluster)));
+    }
     let members = cluster.managers.iter().map(|manager| {
         let (status, role) = (manager::status(manager), manager::role(manager));
         let (status, role) = (status.to_lowercase(), role.to_lowercase());
@@ -287,8 +355,13 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         let audit = audited(cluster, manager).map_or(String::new(), |(line, at)| {
             format!(", audit noted to line {line} {}", time::ago(at, now).to_lowercase())
         });
+        let store = match (manager.store_behind, manager.store_work.as_str()) {
+            (false, "") => String::new(),
+            (true, "") => "; its store is not under the new keys yet".to_owned(),
+            (_, work) => format!("; {work}"),
+        };
         format!(
-            "{} {} at {} (member {}, {role}, {status}, {} behind{audit}){trouble}",
+            "{} {} at {} (member {}, {role}, {status}, {} behind{audit}){trouble}{store}",
             manager.id, manager.hostname, manager.address, manager.member, manager.behind
         )
     });
@@ -382,9 +455,10 @@ impl Update {
     async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let settings =
             [self.unconstrained.is_some(), self.quota.is_some(), self.cert_expiry.is_some()];
-        if !settings.contains(&true) && !self.forget_former_ca {
+        let others = self.forget_former_ca || self.autolock.is_some();
+        if !settings.contains(&true) && !others {
             return Err(Failure::usage(
-                "nothing to update: give --unconstrained, --quota, --cert-expiry or --forget-former-ca",
+                "nothing to update: give --unconstrained, --quota, --cert-expiry, --autolock or --forget-former-ca",
             ));
         }
         let unconstrained = match self.unconstrained {
@@ -397,9 +471,14 @@ impl Update {
             quota_bytes: self.quota,
             certificate_seconds: self.cert_expiry.map(|time| time.as_secs()),
             forget_former_cas: self.forget_former_ca,
+            autolock: self.autolock,
         };
         let mut manager = Manager::connect(global).await?;
         let cluster = manager.api.update_cluster(request).await?.into_inner();
-        console.line(&cluster.id)
+        console.line(&cluster.id)?;
+        match self.autolock {
+            Some(true) => lock::show(&mut manager, console).await,
+            Some(false) | None => Ok(()),
+        }
     }
 }

@@ -24,7 +24,9 @@ use super::restore::RESTORING;
 use super::{ManagerConfig, StartError, force};
 use crate::audit::{AuditLog, Writer};
 use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
+use crate::key_place::KeyPlace;
 use crate::keys::Kek;
+use crate::operator::Unlocked;
 use crate::raft::{Peer, Peers, ProposeError, RaftHandle, StartOptions};
 use crate::seal::{Keyring, MemberKey, Purpose, seal_key_for_members};
 use crate::shell::OwnIdentity;
@@ -50,13 +52,24 @@ pub(super) struct Opened {
 }
 
 /// Opens the folder, or makes or joins a cluster with it.
-pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Opened, StartError> {
+pub(super) async fn open(
+    config: &ManagerConfig,
+    bound: SocketAddr,
+    unlocked: Option<Unlocked>,
+) -> Result<Opened, StartError> {
     let address = config.advertise.clone().unwrap_or_else(|| reachable(bound));
-    let (kek, joined) = prepare(config, &address).await?;
+    let attempts =
+        unlocked.as_ref().map(|unlocked| (unlocked.by.clone(), unlocked.attempts.clone()));
+    let (kek, joined) = prepare(config, &address, unlocked.map(|unlocked| unlocked.kek)).await?;
     let audit = config.data_dir.join("audit");
     let opened = AuditLog::open(&audit, config.audit_file_bytes, config.audit_syslog.as_deref());
     let audit = opened.map_err(|e| folder_error("keep the audit in", &audit, e))?;
     let audit = Arc::new(audit);
+    if let Some((by, attempts)) = &attempts {
+        let wrong = |by| audit.refused_actor(by, "cluster.unlock", "a wrong unlock key");
+        attempts.iter().for_each(wrong);
+        audit.unlocked(by);
+    }
     if config.force_new_cluster {
         force::alone(&config.data_dir, &kek, audit.clone()).await?;
     }
@@ -95,6 +108,7 @@ pub(super) async fn open(config: &ManagerConfig, bound: SocketAddr) -> Result<Op
 async fn prepare(
     config: &ManagerConfig,
     address: &str,
+    unlocked: Option<Kek>,
 ) -> Result<(Kek, Option<Joined>), StartError> {
     let (folder, file) = (&config.data_dir, config.kek());
     if config.init || config.join.is_some() {
@@ -111,12 +125,16 @@ async fn prepare(
         }
         Err(error) => return Err(folder_error("read", folder, error)),
     }
+    if let Some(kek) = unlocked {
+        return Ok((kek, None));
+    }
     if file.parent() == Some(folder.as_path()) {
         tracing::warn!(file = %file.display(), "the key file lies beside the store: whoever copies both reads \
             everything; keep it elsewhere with --kek-file");
     }
     if Store::exists(folder) {
-        return Ok((Kek::open(&file)?, None));
+        let kek = KeyPlace::new(file).fitting(&Store::sealed(folder)?)?;
+        return Ok((kek, None));
     }
     if !config.init && config.join.is_none() {
         let folder = folder.display().to_string();

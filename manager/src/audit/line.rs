@@ -42,6 +42,17 @@ struct Refused<'a> {
 }
 
 #[derive(Serialize)]
+struct Unlocked {
+    unlocked: UnlockedBy,
+}
+
+#[derive(Serialize)]
+struct UnlockedBy {
+    at: String,
+    actor: Who,
+}
+
+#[derive(Serialize)]
 struct Lost {
     lost: u64,
     at: String,
@@ -136,6 +147,10 @@ pub(super) fn refusal(actor: &Actor, action: &str, why: &str, suppressed: u64) -
     json(&Refusal {
         refused: Refused { at: time(clock::now()), actor: actor.into(), action, why, suppressed },
     })
+}
+
+pub(super) fn unlocked(actor: &Actor) -> String {
+    json(&Unlocked { unlocked: UnlockedBy { at: time(clock::now()), actor: actor.into() } })
 }
 
 pub(super) fn lost(lines: u64) -> String {

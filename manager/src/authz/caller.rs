@@ -24,7 +24,7 @@ pub struct LocalPeer {
 
 impl LocalPeer {
     /// Root, and the members of the group `keyhole`.
-    pub(super) fn is_admin(self) -> bool {
+    pub(crate) fn is_admin(self) -> bool {
         self.uid == 0 || in_group(self, &read("/etc/group"), || read("/etc/passwd"))
     }
 }
@@ -78,7 +78,7 @@ pub enum Caller {
 }
 
 impl Caller {
-    pub(super) fn of<T>(request: &Request<T>) -> Self {
+    pub(crate) fn of<T>(request: &Request<T>) -> Self {
         let extensions = request.extensions();
         match (extensions.get::<LocalPeer>(), extensions.get::<PeerInfo>()) {
             (Some(local), None) => Self::Local(*local),

@@ -3,8 +3,8 @@
 use keyhole_domain::{Constraint, Labels, Timestamp};
 use keyhole_proto::v1::{self, envelope as out};
 use keyhole_state::{
-    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NewCa, NewKey, NodeChange,
-    ResealItem, Restoration, RotateItem, TokenRole,
+    Actor, ClusterChange, Command, Envelope, GrantRequest, InitCluster, NewCa, NewKey,
+    NewStoreKeys, NodeChange, Renewal, ResealItem, Restoration, RotateItem, StoreUnder, TokenRole,
 };
 
 use super::{
@@ -152,6 +152,16 @@ fn command_out(command: &Command) -> out::Command {
             Out::Reseal(out::Reseal { items: items.iter().map(resealed_out).collect() })
         }
         Command::RemoveMember { id } => Out::RemoveMember(out::RemoveMember { id: *id }),
+        Command::RenewStoreKeys(new) => Out::RenewStoreKeys(out::RenewStoreKeys {
+            number: new.number,
+            unlock: new.unlock.as_ref().map(key_out),
+            why: renewal_out(new.why).into(),
+        }),
+        Command::NoteStore { member, under: StoreUnder { number, locked } } => {
+            Out::NoteStore(out::NoteStore { member: *member, number: *number, locked: *locked })
+        }
+        Command::Shred => Out::Shred(out::Shred {}),
+        Command::ShowUnlockKey => Out::ShowUnlockKey(out::ShowUnlockKey {}),
         Command::RotateToken { role, token } => Out::RotateToken(out::RotateToken {
             role: role_out(*role).into(),
             token: Some(token_out(token)),
@@ -257,6 +267,29 @@ fn cluster_change_out(change: &ClusterChange) -> out::ChangeCluster {
     }
 }
 
+fn renewal_out(why: Renewal) -> out::renew_store_keys::Why {
+    use out::renew_store_keys::Why;
+    match why {
+        Renewal::Autolock => Why::Autolock,
+        Renewal::NoAutolock => Why::NoAutolock,
+        Renewal::UnlockKey => Why::UnlockKey,
+        Renewal::Stores => Why::Stores,
+        Renewal::Shred => Why::Shred,
+    }
+}
+
+fn renewal_in(why: i32) -> Result<Renewal> {
+    use out::renew_store_keys::Why;
+    match Why::try_from(why) {
+        Ok(Why::Autolock) => Ok(Renewal::Autolock),
+        Ok(Why::NoAutolock) => Ok(Renewal::NoAutolock),
+        Ok(Why::UnlockKey) => Ok(Renewal::UnlockKey),
+        Ok(Why::Stores) => Ok(Renewal::Stores),
+        Ok(Why::Shred) => Ok(Renewal::Shred),
+        Ok(Why::Unspecified) | Err(_) => Err(DecodeError::missing("why")),
+    }
+}
+
 fn role_out(role: TokenRole) -> v1::TokenRole {
     match role {
         TokenRole::Worker => v1::TokenRole::Worker,
@@ -353,6 +386,17 @@ fn command_in(command: out::Command) -> Result<Command> {
             items: reseal.items.into_iter().map(resealed_in).collect::<Result<_>>()?,
         },
         In::RemoveMember(remove) => Command::RemoveMember { id: remove.id },
+        In::RenewStoreKeys(new) => Command::RenewStoreKeys(Box::new(NewStoreKeys {
+            number: new.number,
+            why: renewal_in(new.why)?,
+            unlock: new.unlock.map(key_in),
+        })),
+        In::NoteStore(note) => Command::NoteStore {
+            member: note.member,
+            under: StoreUnder { number: note.number, locked: note.locked },
+        },
+        In::Shred(out::Shred {}) => Command::Shred,
+        In::ShowUnlockKey(out::ShowUnlockKey {}) => Command::ShowUnlockKey,
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,
             token: token_in(required("token", rotate.token)?)?,
@@ -448,7 +492,7 @@ mod tests {
     use keyhole_domain::{NodeId, SecretId, ServiceId, TaskId, Version};
     use keyhole_state::{
         Availability, FormerCa, KeySeal, Member, MemberKeys, Operator, Role, Scope, SealedKey,
-        SealedValue, State, TokenRecord, Unconstrained,
+        SealedValue, State, TokenRecord, Unconstrained, UnlockSeal,
     };
     use prost::Message;
 
@@ -507,8 +551,15 @@ mod tests {
         let third = Member { id: 3, node: NodeId::from_entropy([11; 16]), ..second.clone() };
         let restored = TokenRecord { hash: [12; 32], salt: [13; 32], epoch: 2 };
         let seal = KeySeal { enc: vec![3; 32], ciphertext: vec![4; 48] };
-        let keys = MemberKeys { ca: seal.clone(), keyring: [(1, seal)].into(), ca_number: 0 };
+        let keys = MemberKeys {
+            ca: seal.clone(),
+            keyring: [(1, seal)].into(),
+            ca_number: 0,
+            unlock: None,
+        };
         let new_token = token.clone();
+        let key_seal = keys.ca.clone();
+        let fourth = Member { id: 4, node: NodeId::from_entropy([12; 16]), ..second.clone() };
         let constraints = vec!["node.labels.k==v".parse().unwrap()];
         let name = || "web".parse().unwrap();
         vec![
@@ -646,6 +697,23 @@ mod tests {
             })),
             Command::RenewOperator { id: operator, not_after: 90 },
             Command::RemoveOperator { id: operator },
+            Command::RenewStoreKeys(Box::new(NewStoreKeys {
+                number: 1,
+                unlock: Some(third_key()),
+                why: Renewal::Autolock,
+            })),
+            Command::NoteStore { member: 3, under: StoreUnder { number: 1, locked: true } },
+            Command::AddMember {
+                member: fourth,
+                keys: MemberKeys {
+                    keyring: [(2, key_seal.clone())].into(),
+                    ca: key_seal.clone(),
+                    ca_number: 2,
+                    unlock: Some(UnlockSeal { number: 1, seal: key_seal }),
+                },
+            },
+            Command::ShowUnlockKey,
+            Command::Shred,
         ]
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use keyhole_domain::Timestamp;
 use keyhole_proto::v1;
 use keyhole_state::{
-    AuditHead, Cluster, Node, Row, Secret, SecretVersion, Service, Task, TaskEnd, Versions,
+    AuditHead, Cluster, Node, Row, Secret, SecretVersion, Service, Shred, StoreKeys, StoreUnder,
+    StoreWritten, Task, TaskEnd, Versions,
 };
 use prost::Message;
 
@@ -84,6 +85,7 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         next_grant: cluster.next_grant,
         next_member: cluster.next_member,
         rekey: cluster.rekey,
+        store_keys: store_keys_out(&cluster.store_keys),
         audit_heads: cluster
             .audit_heads
             .iter()
@@ -101,6 +103,44 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         uncertified: cluster.uncertified.iter().copied().collect(),
         removed_managers: cluster.removed_managers.iter().map(ToString::to_string).collect(),
         last_backup_at: cluster.last_backup_at.map(|at| at.0),
+    }
+}
+
+/// Nothing, for those that are as they were made: such a row has one form.
+fn store_keys_out(keys: &StoreKeys) -> Option<v1::StoreKeys> {
+    use v1::store_keys;
+    let written = |(id, written): (&u64, &StoreWritten)| {
+        let StoreUnder { number, locked } = written.under;
+        (*id, store_keys::Written { number, locked, at: written.at.0 })
+    };
+    let shred = |shred: &Shred| {
+        let (number, index) = shred.stores.unwrap_or_default();
+        store_keys::Shred { at: shred.at.0, epoch: shred.epoch, number, index }
+    };
+    (*keys != StoreKeys::default()).then(|| v1::StoreKeys {
+        number: keys.number,
+        unlock: keys.unlock.as_ref().map(key_out),
+        written: keys.written.iter().map(written).collect(),
+        shred: keys.shred.as_ref().map(shred),
+    })
+}
+
+fn store_keys_in(keys: v1::StoreKeys) -> StoreKeys {
+    use v1::store_keys;
+    let written = |(id, written): (u64, store_keys::Written)| {
+        let under = StoreUnder { number: written.number, locked: written.locked };
+        (id, StoreWritten { under, at: Timestamp(written.at) })
+    };
+    let shred = |shred: store_keys::Shred| Shred {
+        at: Timestamp(shred.at),
+        epoch: shred.epoch,
+        stores: (shred.number != 0).then_some((shred.number, shred.index)),
+    };
+    StoreKeys {
+        number: keys.number,
+        unlock: keys.unlock.map(key_in),
+        written: keys.written.into_iter().map(written).collect(),
+        shred: keys.shred.map(shred),
     }
 }
 
@@ -133,6 +173,7 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
         next_grant: row.next_grant,
         next_member: row.next_member,
         rekey: row.rekey,
+        store_keys: row.store_keys.map(store_keys_in).unwrap_or_default(),
         audit_heads: row
             .audit_heads
             .into_iter()

@@ -8,7 +8,7 @@ use keyhole_state::{
 };
 use tonic::Status;
 
-use super::{audits, managers};
+use super::{audits, lock, managers};
 use crate::authz::{Action, Authorized, act};
 use crate::ca;
 use crate::codec::unconstrained_out;
@@ -49,6 +49,9 @@ pub(super) async fn update(
     };
     if change != ClusterChange::default() {
         shell.propose(by, Command::ChangeCluster(change)).await?;
+    }
+    if let Some(on) = request.autolock {
+        lock::set_autolock(shell, by, on).await?;
     }
     if request.forget_former_cas {
         shell.propose(by, Command::ForgetFormerCas).await?;
@@ -122,9 +125,16 @@ pub(super) async fn join_token(
     Ok(v1::JoinTokenReply { token: token.reveal().to_string(), address: shell.own.address.clone() })
 }
 
-async fn describe<A: Action>(shell: &Shell, by: &Authorized<A>) -> Reply<v1::ClusterInfo> {
-    let managers = managers::seen(shell, by).await;
-    let connected = Seen::gather(shell, BTreeSet::new()).await.connected();
+pub(super) async fn describe<A: Action>(
+    shell: &Shell,
+    by: &Authorized<A>,
+) -> Reply<v1::ClusterInfo> {
+    let mut managers = managers::seen(shell, by).await;
+    let seen = Seen::gather(shell, BTreeSet::new()).await;
+    let connected = seen.connected();
+    for manager in &mut managers {
+        manager.store_work = seen.store_work(manager.member);
+    }
     let raft = shell.replica_status(by);
     let health = health(&raft, &managers);
     shell.view_cluster(by, |state, cluster| {
@@ -181,6 +191,10 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         under_old_keys: state.values_under_old_keys(),
         audits: audits::newest(state),
         health: String::new(),
+        locked: false,
+        autolock: cluster.store_keys.unlock.is_some(),
+        store_number: cluster.store_keys.number,
+        shred: lock::shred_info(state),
         epoch: cluster.epoch,
         last_backup_at: cluster.last_backup_at.map_or(0, |at| at.0),
         former_cas_until: cluster.former_cas.iter().map(|ca| ca.until.0).max().unwrap_or(0),

@@ -133,14 +133,20 @@ pub(super) async fn seen<A: Action>(shell: &Shell, by: &Authorized<A>) -> Vec<v1
     let raft = shell.replica_status(by);
     let info = |state: &State| {
         let members = state.members().values();
-        members.map(|member| info(member, &raft, progress.as_ref())).collect()
+        members.map(|member| info(state, member, &raft, progress.as_ref())).collect()
     };
     shell.view(by, info)
 }
 
 type Others = (u64, std::collections::BTreeMap<u64, Progress>);
 
-fn info(member: &Member, raft: &RaftStatus, seen: Option<&Others>) -> v1::ManagerInfo {
+fn info(
+    state: &State,
+    member: &Member,
+    raft: &RaftStatus,
+    seen: Option<&Others>,
+) -> v1::ManagerInfo {
+    let store = state.store_written(member.id);
     let leader = raft.leader == Some(member.id);
     let voter = raft.members.get(&member.id).is_some_and(|(_, votes)| *votes);
     let progress = seen.and_then(|(_, others)| others.get(&member.id));
@@ -169,5 +175,10 @@ fn info(member: &Member, raft: &RaftStatus, seen: Option<&Others>) -> v1::Manage
         reached,
         behind,
         trouble: trouble.to_owned(),
+        store_number: store.under.number,
+        store_locked: store.under.locked,
+        store_written_at: store.at.0,
+        store_behind: state.store_is_behind(member.id),
+        store_work: String::new(),
     }
 }

@@ -9,7 +9,9 @@ use super::policy::{LogLimits, keep_log_short, raft_config};
 use super::snapshot::{SnapshotBuilder, SnapshotData};
 use super::types::{Command, LogId, Peer, TypeConfig, position};
 use crate::keys::Kek;
-use crate::store::{Load, OnFatal, Position, Store, StoreError, StoreIdentity};
+use crate::store::{
+    Load, OnFatal, OnStep, Position, SealedFor, SealedStore, Store, StoreError, StoreIdentity,
+};
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{SecretBytes, give_back_free_memory};
 use keyhole_state::{Applied, AuditRecord, Envelope, Rejected, State};
@@ -477,6 +479,46 @@ impl RaftHandle {
     /// A secret of this member.
     pub fn local_get(&self, name: &str) -> Result<Option<SecretBytes>, StoreError> {
         self.store.local_get(name)
+    }
+
+    /// What the store is sealed for.
+    #[must_use]
+    pub fn store_sealed_for(&self) -> SealedFor {
+        self.store.sealed_for()
+    }
+
+    /// What can be said of the store without its key.
+    #[must_use]
+    pub fn store_sealed(&self) -> SealedStore {
+        self.store.as_sealed()
+    }
+
+    /// Writes the store anew under a new key that `kek` wraps, while it serves.
+    pub async fn rewrite_store(
+        &self,
+        kek: &Kek,
+        sealed_for: SealedFor,
+        on_step: OnStep,
+    ) -> Result<(), StoreError> {
+        on_disk(|done| self.store.rewrite(kek, sealed_for, on_step, done)).await
+    }
+
+    /// Forgets the log up to an index that is applied here, inclusive.
+    pub async fn forget_log(&self, index: u64) -> Result<(), String> {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let covered = metrics.borrow_and_update().snapshot.map_or(0, |id| id.index);
+            if self.store.log_bounds().purged.is_some_and(|purged| purged.index >= index) {
+                return Ok(());
+            }
+            let asked = match covered < index {
+                true => self.raft.trigger().snapshot().await,
+                false => self.raft.trigger().purge_log(index).await,
+            };
+            asked.map_err(|error| error.to_string())?;
+            // A follower may be reading what is to go.
+            let _ = tokio::time::timeout(AGAIN, metrics.changed()).await;
+        }
     }
 
     /// openraft's handle, for a transport to hand incoming requests to.

@@ -100,7 +100,7 @@ impl v1::peer_server::Peer for PeerApi {
 
     async fn sessions(&self, request: Request<v1::SessionsRequest>) -> Reply<v1::SessionsReply> {
         self.0.authorize::<act::Forward, _>(&request)?;
-        Ok(Response::new(elsewhere::tell(&self.0.sessions, request.get_ref())))
+        Ok(Response::new(elsewhere::tell(&self.0, request.get_ref())))
     }
 
     async fn watch_sessions(

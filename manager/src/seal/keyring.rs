@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{Key32, LockError, SecretBytes};
-use keyhole_state::{Cluster, KeySeal, Member, MemberKeys, SealedKey};
+use keyhole_state::{Cluster, KeySeal, Member, MemberKeys, SealedKey, UnlockSeal};
 use keyhole_wire::seal::{Aad, EdgeKeyPair, EdgePublicKey, Info, Protocol, SealError, seal_one};
 
 /// What a sealed key is for; part of its associated data.
@@ -17,15 +17,18 @@ pub enum Purpose {
     Keyring(u32),
     /// The root CA's private key.
     Ca,
+    /// The unlock key, by the number of the demand that it was made for.
+    Unlock(u64),
 }
 
 impl Purpose {
     fn bind(self, cluster: &ClusterId, member: u64) -> Aad {
-        let (word, epoch) = match self {
-            Self::Keyring(epoch) => ("keyring", epoch),
+        let (word, number) = match self {
+            Self::Keyring(epoch) => ("keyring", u64::from(epoch)),
             Self::Ca => ("ca", 0),
+            Self::Unlock(number) => ("unlock", number),
         };
-        Aad::new().text(cluster.as_str()).text(word).number(u64::from(epoch)).number(member)
+        Aad::new().text(cluster.as_str()).text(word).number(number).number(member)
     }
 }
 
@@ -69,6 +72,7 @@ fn word(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Keyring(_) => "keyring's key",
         Purpose::Ca => "CA's key",
+        Purpose::Unlock(_) => "unlock key",
     }
 }
 
@@ -109,7 +113,13 @@ pub fn seal_keys_for(
     };
     let keyring = cluster.keyring.iter();
     let keyring = keyring.map(|(epoch, key)| Ok((*epoch, seal(Purpose::Keyring(*epoch), key)?)));
+    let keys = &cluster.store_keys;
+    let unlock = keys.unlock.as_ref().map(|key| {
+        let seal = seal(Purpose::Unlock(keys.number), key)?;
+        Ok::<_, KeyringError>(UnlockSeal { number: keys.number, seal })
+    });
     Ok(MemberKeys {
+        unlock: unlock.transpose()?,
         ca: seal(Purpose::Ca, &cluster.ca_key)?,
         ca_number: cluster.ca_number,
         keyring: keyring.collect::<Result<_, KeyringError>>()?,

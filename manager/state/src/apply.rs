@@ -93,6 +93,10 @@ impl State {
             Command::RotateKeyring(new) => self.rotate_keyring(new),
             Command::Reseal { items } => self.reseal(items),
             Command::RemoveMember { id } => self.remove_member(at, *id),
+            Command::RenewStoreKeys(new) => self.renew_store_keys(new),
+            Command::NoteStore { member, under } => self.note_store(at, *member, *under),
+            Command::Shred => self.shred(at),
+            Command::ShowUnlockKey => self.show_unlock_key(),
             Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
             Command::NoteAuditHead { member, seq, hash } => {

@@ -2,7 +2,7 @@
 
 use keyhole_domain::Timestamp;
 
-use crate::{Actor, Applied, Command, Envelope, Rejected, State};
+use crate::{Actor, Applied, Command, Envelope, Rejected, Renewal, State};
 
 /// One line of the audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,16 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::RotateKeyring(_) => "cluster.rotate-keys",
         Command::Reseal { .. } => "cluster.reseal",
         Command::RemoveMember { .. } => "manager.rm",
+        Command::RenewStoreKeys(new) => match new.why {
+            Renewal::Autolock => "cluster.autolock.on",
+            Renewal::NoAutolock => "cluster.autolock.off",
+            Renewal::UnlockKey => "cluster.unlock-key.rotate",
+            Renewal::Stores => "cluster.rotate-store-keys",
+            Renewal::Shred => "cluster.shred.stores",
+        },
+        Command::NoteStore { .. } => "manager.store-written",
+        Command::Shred => "cluster.shred",
+        Command::ShowUnlockKey => "cluster.unlock-key.show",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
         Command::NoteBackup { .. } => "cluster.backup",
@@ -126,6 +136,11 @@ impl State {
             | Command::RemoveMember { id } => vec![member(id)],
             Command::RotateKeyring(new) => vec![format!("epoch {}", new.epoch)],
             Command::Reseal { items } => vec![format!("{} values", items.len())],
+            Command::RenewStoreKeys(new) => vec![format!("store keys {}", new.number)],
+            Command::NoteStore { member: id, under } => {
+                vec![member(id), format!("store keys {}", under.number)]
+            }
+            Command::Shred | Command::ShowUnlockKey => Vec::new(),
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
             Command::ChangeCluster(_)
             | Command::ForgetFormerCas

@@ -6,7 +6,8 @@ use std::fmt;
 use keyhole_domain::{ClusterId, NodeId, Timestamp};
 
 use crate::{
-    AuditHead, ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, apply::Change,
+    AuditHead, ClusterChange, InitCluster, Outcome, Rejected, RowKey, State, StoreKeys,
+    apply::Change,
 };
 
 /// A key sealed to one member's own HPKE key.
@@ -113,6 +114,8 @@ pub struct Cluster {
     pub next_member: u64,
     /// Whether somebody knows the keys who shall not any more: a new one is due.
     pub rekey: bool,
+    /// What the managers' stores are kept under.
+    pub store_keys: StoreKeys,
     /// How far each member's audit goes, oldest first; see [`State::audit_heads`].
     pub audit_heads: BTreeMap<u64, Vec<AuditHead>>,
     /// The root CAs before this one that are still believed, the oldest first.
@@ -188,6 +191,7 @@ impl State {
             next_grant: 1,
             next_member: init.member.id + 1,
             rekey: false,
+            store_keys: StoreKeys::default(),
             audit_heads: BTreeMap::new(),
             former_cas: Vec::new(),
             ca_number: 0,

@@ -6,8 +6,8 @@ use keyhole_domain::{
 };
 
 use crate::{
-    Availability, Member, MemberKeys, NewCa, NewKey, Operator, ResealItem, Restoration, SealedKey,
-    SealedValue, TokenRecord, TokenRole, Unconstrained,
+    Availability, Member, MemberKeys, NewCa, NewKey, NewStoreKeys, Operator, ResealItem,
+    Restoration, SealedKey, SealedValue, StoreUnder, TokenRecord, TokenRole, Unconstrained,
 };
 
 /// Who asked, as the manager that authorised it saw him.
@@ -183,6 +183,14 @@ pub enum Command {
     RotateKeyring(Box<NewKey>),
     /// Values that were sealed anew under the current key.
     Reseal { items: Vec<ResealItem> },
+    /// Every manager's store is to be written under new keys.
+    RenewStoreKeys(Box<NewStoreKeys>),
+    /// A manager says what its store is written under.
+    NoteStore { member: u64, under: StoreUnder },
+    /// What was deleted is to be gone from every manager's disk.
+    Shred,
+    /// An operator is shown the unlock key.
+    ShowUnlockKey,
     /// A new join token.
     RotateToken { role: TokenRole, token: TokenRecord },
     /// Changes a setting of the cluster.

@@ -19,7 +19,9 @@ impl State {
                 {
                     Ok(())
                 }
-                Command::NoteAuditHead { member, .. } | Command::NoteCertificate { member, .. }
+                Command::NoteAuditHead { member, .. }
+                | Command::NoteCertificate { member, .. }
+                | Command::NoteStore { member, .. }
                     if *member == from =>
                 {
                     Ok(())
@@ -52,6 +54,7 @@ impl State {
                 | Command::JoinNode { .. }
                 | Command::AddMember { .. }
                 | Command::Reseal { .. }
+                | Command::NoteStore { .. }
                 | Command::NoteAuditHead { .. }
                 | Command::NoteCertificate { .. }
                 | Command::Restore(_)

@@ -16,6 +16,7 @@ impl State {
         self.tasks_belong()?;
         self.members_hold_the_keys()?;
         self.operators_are_apart()?;
+        self.stores_are_members()?;
         self.audit_heads_rise()
     }
 
@@ -29,6 +30,23 @@ impl State {
         Ok(())
     }
 
+    fn stores_are_members(&self) -> Result<(), String> {
+        let Some(keys) = self.cluster.as_ref().map(|cluster| &cluster.store_keys) else {
+            return Ok(());
+        };
+        for (id, written) in &keys.written {
+            if !self.members.contains_key(id) || written.under.number > keys.number {
+                return Err(format!("the store of member {id}: {written:?} of {}", keys.number));
+            }
+        }
+        match keys.shred.and_then(|shred| shred.stores) {
+            Some((number, _)) if number > keys.number => {
+                Err(format!("shredding waits for {number} of {}", keys.number))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn members_hold_the_keys(&self) -> Result<(), String> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         if self.voters().is_empty() {
@@ -37,7 +55,8 @@ impl State {
         if let Some(id) = self.members.keys().find(|id| **id >= cluster.next_member) {
             return Err(format!("member {id} is from the future"));
         }
-        for key in cluster.keyring.values().chain([&cluster.ca_key]) {
+        let unlock = &cluster.store_keys.unlock;
+        for key in cluster.keyring.values().chain([&cluster.ca_key]).chain(unlock) {
             if !key.seals.keys().eq(self.voters().iter()) {
                 return Err(format!("{key:?} is not sealed for exactly those that vote"));
             }

@@ -26,6 +26,7 @@ mod scope;
 mod secret;
 mod service;
 mod state;
+mod store_keys;
 mod task;
 mod versions;
 
@@ -50,5 +51,9 @@ pub use scope::{Pattern, Scope, ScopeError, Seen};
 pub use secret::{SealedValue, Secret, SecretVersion};
 pub use service::{Grant, Service, ServiceSpec};
 pub use state::State;
+pub use store_keys::{
+    NewStoreKeys, Renewal, Shred, ShredStanding, StoreDue, StoreKeys, StoreUnder, StoreWritten,
+    UnlockSeal,
+};
 pub use task::{Task, TaskEnd};
 pub use versions::Versions;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keyhole_domain::{NodeId, Timestamp};
 
-use crate::{Cluster, KeySeal, Outcome, Rejected, RowKey, State, apply::Change};
+use crate::{Cluster, KeySeal, Outcome, Rejected, RowKey, State, UnlockSeal, apply::Change};
 
 /// A manager that is a member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct MemberKeys {
     pub keyring: BTreeMap<u32, KeySeal>,
     /// Which root CA's key it is, by [`Cluster::ca_number`].
     pub ca_number: u32,
+    /// The unlock key, with autolock.
+    pub unlock: Option<UnlockSeal>,
 }
 
 /// Raft's membership as it is.
@@ -140,6 +142,7 @@ impl State {
         cluster.removed_managers.insert(removed.node);
         cluster.removed_at = Some(at);
         cluster.unseal_for(id);
+        cluster.store_keys.forget(id);
         cluster.audit_heads.remove(&id);
         cluster.uncertified.remove(&id);
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
@@ -234,6 +237,7 @@ impl Cluster {
         self.rekey |= knew;
         self.new_ca_due |= knew;
         self.keyring.values_mut().for_each(|key| drop(key.seals.remove(&id)));
+        self.store_keys.unseal_for(id);
     }
 
     /// Takes a member's seals, which must be of the keys that there are now.
@@ -241,6 +245,7 @@ impl Cluster {
         if !self.keyring.keys().eq(keys.keyring.keys()) || self.ca_number != keys.ca_number {
             return Err(Rejected::KeysRaced { id });
         }
+        self.store_keys.seal_for(id, keys.unlock.as_ref())?;
         self.ca_key.seals.insert(id, keys.ca.clone());
         for (epoch, seal) in &keys.keyring {
             if let Some(key) = self.keyring.get_mut(epoch) {

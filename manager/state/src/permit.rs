@@ -5,7 +5,7 @@
 
 use keyhole_domain::{NodeId, SecretId, ServiceId};
 
-use crate::{Actor, Command, Envelope, Operator, Rejected, Role, Service, State};
+use crate::{Actor, Command, Envelope, Operator, Rejected, Renewal, Role, Service, State};
 
 /// What an act is about; it decides who may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,7 @@ acts! {
         PromoteManager DemoteManager RemoveManager TransferLeader
         UpdateCluster RotateKeys RotateCa JoinToken
         CreateOperator RemoveOperator
+        RotateStoreKeys Shred UnlockKey Unlock
         Backup;
     Own:
         RenewOperator;
@@ -94,6 +95,15 @@ fn act(command: &Command) -> Option<Act> {
         Command::RotateKeyring(_) => Act::RotateKeys,
         Command::RotateCa(_) => Act::RotateCa,
         Command::RotateToken { .. } => Act::JoinToken,
+        Command::RenewStoreKeys(new) => match new.why {
+            Renewal::Autolock | Renewal::NoAutolock => Act::UpdateCluster,
+            Renewal::UnlockKey => Act::UnlockKey,
+            Renewal::Stores => Act::RotateStoreKeys,
+            // The leader's own step of shredding.
+            Renewal::Shred => return None,
+        },
+        Command::ShowUnlockKey => Act::UnlockKey,
+        Command::Shred => Act::Shred,
         // An address is a manager's own to change.
         Command::ChangeCluster(change) if change.address.is_none() => Act::UpdateCluster,
         Command::ForgetFormerCas => Act::UpdateCluster,
@@ -112,6 +122,7 @@ fn act(command: &Command) -> Option<Act> {
         | Command::Restore(_)
         | Command::ForceNewCluster { .. }
         | Command::NoteCertificate { .. }
+        | Command::NoteStore { .. }
         | Command::NoteAuditHead { .. } => return None,
     })
 }

@@ -95,6 +95,13 @@ pub enum Rejected {
         "the root CA is number {current}, and number {given} does not follow it, or not for all managers; try again"
     )]
     CaRaced { given: u32, current: u32 },
+    #[error("autolock is {}; see 'keyhole cluster update --autolock'", if *on { "on already" } else { "not turned on" })]
+    Autolock { on: bool },
+    #[error(
+        "the keys of the managers' stores are at number {current}, and number {given} does not follow it, or not for all \
+         managers; try again"
+    )]
+    StoreKeysRaced { given: u64, current: u64 },
     #[error("manager {from} passed on {why}")]
     NotForwarded { from: u64, why: &'static str },
     #[error(
@@ -164,6 +171,7 @@ impl Rejected {
             | Self::QuorumLost { .. }
             | Self::QuotaBelowUse { .. }
             | Self::NotForwarded { .. }
+            | Self::Autolock { .. }
             | Self::AuditWentBack { .. }
             | Self::NotYourTask { .. } => Kind::FailedPrecondition,
             Self::VersionRaced { .. }
@@ -172,6 +180,7 @@ impl Rejected {
             | Self::KeysRaced { .. }
             | Self::KeyringRaced { .. }
             | Self::CaRaced { .. }
+            | Self::StoreKeysRaced { .. }
             | Self::Epoch { .. } => Kind::Aborted,
             Self::Ambiguous { .. }
             | Self::Twice { .. }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use keyhole_domain::Timestamp;
 
 use crate::apply::Change;
-use crate::{FormerCa, Member, Outcome, Rejected, RowKey, SealedKey, State, TokenRecord};
+use crate::{
+    FormerCa, Member, Outcome, Rejected, RowKey, SealedKey, State, StoreKeys, TokenRecord,
+};
 
 /// What is new in a cluster that was restored from a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +67,8 @@ impl State {
         cluster.keyring = BTreeMap::from([(new.epoch, new.value_key.clone())]);
         cluster.epoch = new.epoch;
         cluster.rekey = false;
+        // Its store is a new one, with a key file.
+        cluster.store_keys = StoreKeys::default();
         cluster.worker_token.clone_from(&new.worker_token);
         cluster.manager_token.clone_from(&new.manager_token);
         for node in self.nodes.values_mut() {
@@ -95,6 +99,7 @@ impl State {
             cluster.removed_managers.extend(others);
             cluster.uncertified.retain(|of| *of == id);
             cluster.audit_heads.retain(|of, _| *of == id);
+            cluster.store_keys.written.retain(|of, _| *of == id);
         }
         let members = before.into_keys().chain([id]).map(RowKey::Member);
         let rows =

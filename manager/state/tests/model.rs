@@ -135,11 +135,11 @@ fn command() -> impl Strategy<Value = Command> {
                 id, node: node(200 + id as u8), hostname: format!("m{id}"), address: format!("m{id}:1"), seal_key: [0; 32],
                 voter: true,
             },
-            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0 },
+            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0, unlock: None },
         }),
         1 => (1..6u64).prop_map(|id| Command::PromoteMember {
             id,
-            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0 },
+            keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0, unlock: None },
         }),
         1 => (1..6u64).prop_map(|id| Command::DemoteMember { id }),
         1 => (1..6u64).prop_map(|id| Command::RemoveMember { id }),

@@ -40,6 +40,7 @@ fn keys(epochs: &[u32]) -> MemberKeys {
         ca: seal(),
         keyring: epochs.iter().map(|epoch| (*epoch, seal())).collect(),
         ca_number: 0,
+        unlock: None,
     }
 }
 

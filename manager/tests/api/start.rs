@@ -45,11 +45,13 @@ async fn an_empty_folder_is_initialised_only_when_asked_for() {
 async fn two_managers_on_one_folder_and_a_taken_port_are_refused_by_name() {
     let manager = TestManager::init().await;
     let taken = manager.config();
-    says(&refusal(taken.clone()).await, &[&manager.address(), "in use", "--listen"]);
-    let elsewhere = ManagerConfig { listen: "127.0.0.1:0".into(), ..taken };
-    says(&refusal(elsewhere.clone()).await, &["data", "in use by another manager"]);
-    let other_folder = ManagerConfig { data_dir: manager.path("other"), init: true, ..elsewhere };
-    says(&refusal(other_folder).await, &["manager.sock", "another process", "--socket"]);
+    says(&refusal(taken.clone()).await, &["data", "in use by another manager"]);
+    let other_folder = ManagerConfig { data_dir: manager.path("other"), init: true, ..taken };
+    let refused = refusal(other_folder.clone()).await;
+    says(&refused, &[&manager.address(), "in use", "--listen"]);
+    assert!(!other_folder.data_dir.exists(), "nothing is made for one that can't start");
+    let other_port = ManagerConfig { listen: "127.0.0.1:0".into(), ..other_folder };
+    says(&refusal(other_port).await, &["manager.sock", "another process", "--socket"]);
     let mut operator = manager.operator().await;
     create(&mut operator, "still", b"served").await.unwrap();
 }

@@ -65,6 +65,10 @@ pub(crate) async fn every_operator_rpc(
         inspect_operator ObjectRequest,
         remove_operator ObjectRequest,
         audit_heads AuditHeadsRequest,
+        rotate_store_keys RotateStoreKeysRequest,
+        unlock_key UnlockKeyRequest,
+        unlock UnlockRequest,
+        shred ShredRequest,
         // The last: it ends certificates of the CA before.
         rotate_ca RotateCaRequest,
     );

@@ -95,7 +95,7 @@ fn seal() -> KeySeal {
 
 /// The cluster's keys, sealed for a member; nobody opens them.
 pub(crate) fn keys() -> MemberKeys {
-    MemberKeys { ca: seal(), ca_number: 0, keyring: [(1, seal())].into() }
+    MemberKeys { ca: seal(), ca_number: 0, unlock: None, keyring: [(1, seal())].into() }
 }
 
 pub(crate) fn member(number: u64) -> Member {

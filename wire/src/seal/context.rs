@@ -13,6 +13,8 @@ pub enum Protocol {
     ManagerToNode,
     /// A key of the keyring or the CA, for one member.
     MemberKey,
+    /// The unlock key, for the process of an operator who asks for it.
+    ManagerToCli,
 }
 
 impl Protocol {
@@ -21,6 +23,7 @@ impl Protocol {
             Self::CliToManager => "keyhole cli-to-manager v1",
             Self::ManagerToNode => "keyhole manager-to-node v1",
             Self::MemberKey => "keyhole member key v1",
+            Self::ManagerToCli => "keyhole manager-to-cli v1",
         }
     }
 }

@@ -6,10 +6,10 @@ const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// The text is no number, or one too large for the bytes.
 #[derive(Debug)]
-pub(super) struct BadDigits;
+pub(crate) struct BadDigits;
 
 /// Appends `bytes` as `digits` digits; leading zeros fill up. `36^digits` must exceed `256^len`.
-pub(super) fn encode(bytes: &[u8], digits: usize, text: &mut String) {
+pub(crate) fn encode(bytes: &[u8], digits: usize, text: &mut String) {
     let mut number = Zeroizing::new(bytes.to_vec());
     let mut reversed = Zeroizing::new(Vec::with_capacity(digits));
     for _ in 0..digits {
@@ -19,7 +19,7 @@ pub(super) fn encode(bytes: &[u8], digits: usize, text: &mut String) {
 }
 
 /// Reads all of `text` into `bytes`.
-pub(super) fn decode(text: &str, bytes: &mut [u8]) -> Result<(), BadDigits> {
+pub(crate) fn decode(text: &str, bytes: &mut [u8]) -> Result<(), BadDigits> {
     bytes.fill(0);
     for character in text.bytes() {
         let digit = match character {

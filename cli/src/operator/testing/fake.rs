@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use keyhole_domain::ClusterId;
 use keyhole_proto::v1::operator_server::{Operator, OperatorServer};
 use keyhole_proto::v1::*;
-use keyhole_wire::seal::{Aad, EdgeKeyPair, Info, Protocol};
+use keyhole_secmem::SecretBytes;
+use keyhole_wire::seal::{Aad, EdgeKeyPair, EdgePublicKey, Info, Protocol, seal_one};
 use tonic::{Request, Response, Status};
 
 use super::THEN;
@@ -162,6 +163,11 @@ fn manager(letter: char, member: u64) -> ManagerInfo {
         reached: true,
         behind: if leader { 0 } else { 1700 },
         trouble: if leader { String::new() } else { "it is catching up".to_owned() },
+        store_number: if leader { 3 } else { 2 },
+        store_locked: true,
+        store_written_at: if leader { THEN } else { 0 },
+        store_behind: !leader,
+        store_work: String::new(),
     }
 }
 
@@ -512,6 +518,10 @@ impl Operator for Fake {
             connected: 1,
             epoch: 1,
             under_old_keys: 0,
+            locked: false,
+            autolock: true,
+            store_number: 3,
+            shred: Some(ShredInfo { at: THEN, done: false, values: false, members: vec![2] }),
             refused: 3,
             audits: vec![ManagerAudit {
                 member: 1,
@@ -538,6 +548,30 @@ impl Operator for Fake {
 
     async fn rotate_keys(&self, _: Request<RotateKeysRequest>) -> Answer<ClusterInfo> {
         Ok(Response::new(ClusterInfo { epoch: 2, under_old_keys: 7, ..Default::default() }))
+    }
+
+    async fn rotate_store_keys(&self, _: Request<RotateStoreKeysRequest>) -> Answer<ClusterInfo> {
+        Ok(Response::new(ClusterInfo { store_number: 2, ..Default::default() }))
+    }
+
+    async fn shred(&self, _: Request<ShredRequest>) -> Answer<ClusterInfo> {
+        let shred = Some(ShredInfo { at: THEN, values: true, ..Default::default() });
+        Ok(Response::new(ClusterInfo { shred, ..Default::default() }))
+    }
+
+    async fn unlock_key(&self, request: Request<UnlockKeyRequest>) -> Answer<UnlockKeyReply> {
+        let request = request.into_inner();
+        self.see(format!("rotate {}", request.rotate));
+        let to = EdgePublicKey::try_from(request.reply_key.as_ref()).unwrap();
+        let info = Info::new(Protocol::ManagerToCli, &self.cluster, "m1", "operator");
+        let key = SecretBytes::copy_from(&mut b"KHKEY-1-key".to_vec()).unwrap();
+        let sealed = seal_one(&to, &info, &Aad::new().text("unlock key"), &key).unwrap();
+        let (enc, ciphertext) = (sealed.enc.into(), sealed.ciphertext.into());
+        Ok(Response::new(UnlockKeyReply { key: Some(SealedInput { enc, ciphertext }) }))
+    }
+
+    async fn unlock(&self, _: Request<UnlockRequest>) -> Answer<UnlockReply> {
+        Ok(Response::new(UnlockReply {}))
     }
 
     async fn join_token(&self, _: Request<JoinTokenRequest>) -> Answer<JoinTokenReply> {

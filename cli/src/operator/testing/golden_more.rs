@@ -235,19 +235,31 @@ fn the_cluster_and_this_node_tell_how_they_are() {
             "{{\"ID\":\"{}\",\"Health\":\"ok\",\"Incarnation\":1,\"CreatedAt\":\"2023-11-14T22:13:20.000000000Z\",\
              \"Managers\":[{{\"ID\":1,\"NodeID\":\"mmmmmmmmmmmmmmmmmmmmmmmmm\",\"Hostname\":\"manager-1\",\"Addr\":\
              \"10.0.0.1:7070\",\"Leader\":true,\"Voter\":true,\"Reachable\":true,\"Behind\":0,\"Trouble\":\"\",\
-             \"AuditLine\":44,\"AuditNotedAt\":\"2023-11-14T22:13:20.000000000Z\"}},{{\
+             \"AuditLine\":44,\"AuditNotedAt\":\"2023-11-14T22:13:20.000000000Z\",\"StoreKeys\":3,\"StoreLocked\":true,\
+             \"StoreWrittenAt\":\"2023-11-14T22:13:20.000000000Z\",\"StoreBehind\":false,\"StoreWork\":\"\"}},{{\
              \"ID\":2,\"NodeID\":\"ppppppppppppppppppppppppp\",\"Hostname\":\"manager-2\",\"Addr\":\"10.0.0.2:7070\",\
              \"Leader\":false,\"Voter\":false,\"Reachable\":true,\"Behind\":1700,\"Trouble\":\"it is catching up\",\
-             \"AuditLine\":0,\"AuditNotedAt\":\"\"}}],\
+             \"AuditLine\":0,\"AuditNotedAt\":\"\",\"StoreKeys\":2,\"StoreLocked\":true,\"StoreWrittenAt\":\"\",\
+             \"StoreBehind\":true,\"StoreWork\":\"\"}}],\
              \"Raft\":{{\"Term\":\
              1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
              \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
              \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"UnderOldKeys\":0,\"LastBackupAt\":\
-             \"2023-11-14T22:13:20.000000000Z\",\"CANumber\":1,\"FormerCAUntil\":\"\",\"FormerCertificates\":0,\"Secrets\":2,\"Services\":1,\
+             \"2023-11-14T22:13:20.000000000Z\",\"CANumber\":1,\"FormerCAUntil\":\"\",\"FormerCertificates\":0,\"Autolock\":true,\"Locked\":false,\
+             \"StoreKeys\":3,\"Shredding\":\"waits for manager-2 at 10.0.0.2:7070\",\"Secrets\":2,\"Services\":1,\
              \"Nodes\":2,\"NodesConnected\":1,\"Refused\":3}}\n",
             "c".repeat(25)
         )
     );
+    let key = "KHKEY-1-key\n";
+    assert_eq!(out(&["cluster", "unlock-key", "-q"]), key);
+    let told = out(&["cluster", "unlock-key", "--rotate"]);
+    assert!(told.contains("was replaced") && told.contains("    KHKEY-1-key\n"), "{told}");
+    let told = out(&["cluster", "update", "--autolock=true"]);
+    assert!(told.starts_with("ccccc") && told.contains("    KHKEY-1-key\n"), "{told}");
+    assert_eq!(out(&["cluster", "update", "--autolock", "false"]).lines().count(), 1);
+    assert_eq!(out(&["cluster", "rotate-store-keys", "--wait"]), "store keys 2\n");
+    assert!(out(&["cluster", "shred"]).starts_with("shredding; "));
     assert_eq!(
         out(&["cluster", "status"]),
         "ID:              ccccccccccccccccccccccccc\n\
@@ -260,15 +272,17 @@ fn the_cluster_and_this_node_tell_how_they_are() {
          Nodes:           2 (1 connected)\n\
          Unconstrained:   allow\n\
          Key epoch:       1\n\
+         Autolock:        on\n\
          Certificates:    live 1day\n\
          This manager's:  expires in 24 hours\n\
          CA:              expires in 19 years\n\
          Last backup:     2023-11-14T22:13:20.000000000Z\n\
          Refused:         3 requests since this manager started\n\
+         Shredding:       waits for manager-2 at 10.0.0.2:7070\n\
          Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind, \
          audit noted to line 44 2 minutes ago)\n \
          - ppppppppppppppppppppppppp manager-2 at 10.0.0.2:7070 (member 2, learner, reachable, 1700 behind); it is \
-         catching up\n"
+         catching up; its store is not under the new keys yet\n"
     );
     assert_eq!(
         out(&["node", "status"]),
