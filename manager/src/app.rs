@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::audit::{AuditLog, keep_noted};
+use crate::audit::{AuditLog, keep_noted, note};
 use crate::authz::Authorized;
 use crate::ca::{CaApi, keep_ca, keep_renewed, keep_roots};
 use crate::cut_off::watch_quorum;
@@ -203,6 +203,9 @@ impl Life {
             },
         };
         if ended.is_ok() {
+            // What was written since the last time can be changed unseen otherwise until the next start.
+            let by = Authorized::of_member(self.shell.own.member);
+            let _ = tokio::time::timeout(GRACE, note(&self.shell, &by)).await;
             // The others need not find out by waiting; a failure means that there is none who could lead.
             match self.replica.hand_over(None).await {
                 Ok(to) => tracing::info!(to, "handed the lead over"),

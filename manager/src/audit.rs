@@ -28,7 +28,7 @@ use syslog::Syslog;
 
 pub use chain::Head;
 pub use file::files;
-pub(crate) use noting::keep_noted;
+pub(crate) use noting::{keep_noted, note};
 pub use verify::{Finding, Noted, Report, Verifier};
 
 /// A file that is at least this long is followed by a new one, unless another size was asked for.
@@ -67,6 +67,8 @@ struct Inner {
     file: AuditFile,
     /// The last line that the disk has.
     synced: Head,
+    /// What the cluster was told last, and the files had.
+    told: Head,
     syslog: Option<Syslog>,
     /// The last log index that has a line.
     last: u64,
@@ -86,6 +88,7 @@ impl AuditLog {
                 writer: None,
                 file,
                 synced: Head::default(),
+                told: Head::default(),
                 syslog: syslog.map(Syslog::new).transpose()?,
                 last,
                 waiting: VecDeque::new(),
@@ -97,8 +100,8 @@ impl AuditLog {
         })
     }
 
-    /// Says whose audit it is, and how many lines the cluster was told of; from now on lines are written.
-    pub fn begin(&self, writer: Writer, noted: u64) {
+    /// Says whose audit it is, and up to which line the cluster was told of it; from now on lines are written.
+    pub fn begin(&self, writer: Writer, noted: Head) {
         let mut inner = self.lock();
         inner.writer = Some(writer);
         inner.go_on_after(noted);
@@ -172,8 +175,13 @@ impl AuditLog {
     }
 
     /// As [`Self::begin`] does, when the cluster turns out to have been told of more.
-    pub(crate) fn go_on_after(&self, noted: u64) {
+    pub(crate) fn go_on_after(&self, noted: Head) {
         self.lock().go_on_after(noted);
+    }
+
+    /// The cluster was told of this line, which this process wrote.
+    pub(crate) fn told(&self, head: Head) {
+        self.lock().told = head;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -182,10 +190,13 @@ impl AuditLog {
 }
 
 impl Inner {
-    /// If the cluster was told of more lines than there are, says so in a line, and goes on after them: what was cut off
-    /// stays seen.
-    fn go_on_after(&mut self, noted: u64) {
-        let last = self.file.end().0.seq;
+    /// If the cluster was told of more lines than there are, or of another last one, says so in a line, and goes on after
+    /// them: what was done to the files stays seen.
+    fn go_on_after(&mut self, noted: Head) {
+        if std::mem::replace(&mut self.told, noted) == noted {
+            return;
+        }
+        let (last, noted, hash) = (self.file.end().0.seq, noted.seq, noted.hash);
         if last < noted {
             tracing::error!(
                 last,
@@ -195,6 +206,19 @@ impl Inner {
             self.file.skip_to(noted);
             self.waiting.push_front(line::missing(last + 1, noted));
             self.flush();
+            return;
+        }
+        match self.file.line(noted) {
+            Ok(Some(line)) if line.hash != hash => {
+                tracing::error!(line = noted, "lines of the audit are not those that were written");
+                self.waiting.push_front(line::rewritten(noted));
+                self.flush();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let file = self.file.name();
+                tracing::error!(%error, file, "cannot compare the audit with what the cluster was told");
+            }
         }
     }
 
@@ -295,8 +319,12 @@ mod tests {
     /// The audit of manager "m" there.
     fn opened(folder: &Path) -> AuditLog {
         let audit = AuditLog::open(folder, LEAST_FILE_BYTES, None).unwrap();
-        audit.begin(Writer { cluster: "c".into(), manager: "m".into(), member: 1 }, 0);
+        begin(&audit, Head::default());
         audit
+    }
+
+    fn begin(audit: &AuditLog, noted: Head) {
+        audit.begin(Writer { cluster: "c".into(), manager: "m".into(), member: 1 }, noted);
     }
 
     /// All lines but those about the files themselves.
@@ -531,6 +559,52 @@ mod tests {
         assert_eq!(verified(folder.path(), &[]), WHOLE, "nothing tells of it but the cluster");
     }
 
+    /// As somebody does who may write the files, and knows how they are made: one line is another, and all hashes fit.
+    fn rewrite(folder: &Path, from: &str, to: &str) {
+        let mut head = Head::default();
+        for (_, path) in files(folder).unwrap() {
+            let text = fs::read_to_string(&path).unwrap();
+            let lines = text.lines().map(|line| {
+                let body = &line[..line.rfind(",\"seq\":").unwrap()];
+                let (line, next) = head.extend(&(body.replace(from, to) + "}"));
+                head = next;
+                line + "\n"
+            });
+            fs::write(path, lines.collect::<String>()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_was_rewritten_before_a_start_is_said_once_and_stays_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = AuditLog::open(folder.path(), FILE_BYTES, None).unwrap();
+        begin(&audit, Head::default());
+        (1..9).for_each(|index| audit.applied(&record(index)));
+        let head = noted(&audit).head;
+        drop(audit);
+        let said = || {
+            let lines = lines(folder.path());
+            let found = lines.iter().filter_map(|line| line["rewritten"]["line"].as_u64());
+            found.collect::<Vec<_>>()
+        };
+        let start = || {
+            let audit = AuditLog::open(folder.path(), FILE_BYTES, None).unwrap();
+            begin(&audit, head);
+            audit.go_on_after(head);
+            audit
+        };
+        drop(start());
+        assert!(said().is_empty(), "it is as it was");
+        rewrite(folder.path(), "\"index\":3,", "\"index\":4,");
+        assert_eq!(verified(folder.path(), &[]), WHOLE, "all hashes fit");
+        let audit = start();
+        assert_eq!(said(), [head.seq]);
+        audit.applied(&record(9));
+        let (problems, _) = verified(folder.path(), &[noted(&audit)]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("the files had been rewritten: line 9"), "{problems:?}");
+    }
+
     #[test]
     fn what_was_cut_before_a_start_stays_missing_for_ever() {
         let folder = tempfile::tempdir().unwrap();
@@ -540,8 +614,8 @@ mod tests {
         let audit = opened(folder.path());
         audit.lock().file.refuse(true);
         audit.applied(&record(100));
-        audit.go_on_after(heads[5].head.seq);
-        audit.go_on_after(heads[5].head.seq);
+        audit.go_on_after(heads[5].head);
+        audit.go_on_after(heads[5].head);
         audit.lock().file.refuse(false);
         audit.applied(&record(101));
         for noted in [&heads[..], &[]] {

@@ -87,6 +87,31 @@ fn edit(file: &Path, change: impl FnOnce(&mut Vec<String>)) {
     fs::write(file, lines.join("\n") + "\n").unwrap();
 }
 
+/// G21: what a manager wrote just before it was stopped is known to the others, and can't be cut off unseen.
+#[test]
+fn the_last_lines_before_a_clean_stop_are_noted() {
+    let first = start();
+    let mut managers = [first.join(), first.join(), first];
+    for of in 0..3 {
+        let name = format!("s{of}");
+        managers[of].ok_with(["secret", "create", &name, "-"], b"v");
+        managers[of].refused_with(["secret", "create", &name, "-"], b"v");
+        managers[of].stop(Signal::TERM);
+        let by = &managers[(of + 1) % 3];
+        is_whole(by, managers[of].data());
+        edit(files(managers[of].data()).last().unwrap(), |lines| drop(lines.pop()));
+        let found = problem(by, managers[of].data(), &[]);
+        assert!(found.contains("cut off: the files end at line "), "{found}");
+        managers[of].resume();
+        wait::until("it to say so", || {
+            match lines(managers[of].data()).iter().any(|line| !line["missing"].is_null()) {
+                true => Ok(()),
+                false => Err(managers[of].manager().log()),
+            }
+        });
+    }
+}
+
 /// G19, for each manager by the word of another; each kind of change, on copies.
 #[test]
 fn what_is_done_to_the_files_of_any_manager_is_found_and_named() {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use super::join::{self, Joined};
 use super::restore::RESTORING;
 use super::{ManagerConfig, StartError, force};
-use crate::audit::{AuditLog, Writer};
+use crate::audit::{AuditLog, Head, Writer};
 use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
 use crate::key_place::KeyPlace;
 use crate::keys::Kek;
@@ -89,7 +89,7 @@ pub(super) async fn open(
     )
     .await?;
     let StoreIdentity { cluster, manager, member } = replica.identity().clone();
-    let noted = replica.read(|state| state.audit_heads(member).last().map_or(0, |head| head.seq));
+    let noted = replica.read(|state| Head::noted(state, member));
     audit.begin(Writer { cluster, manager, member }, noted);
     match enter(config, address, joined, &replica).await {
         Ok((own, keyring, tls)) => {

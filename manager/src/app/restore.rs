@@ -18,7 +18,7 @@ use keyhole_wire::seal::EdgeKeyPair;
 
 use super::StartError;
 use super::init::{MEMBER_KEY, copied, folder_error, own_hostname, random, refuse_strangers};
-use crate::audit::{AuditLog, FILE_BYTES, Writer};
+use crate::audit::{AuditLog, FILE_BYTES, Head, Writer};
 use crate::backup::{BackupError, BackupReader, Unlock};
 use crate::keys::Kek;
 use crate::raft::fill;
@@ -139,7 +139,7 @@ async fn restore_in(options: &Restore, kek_file: &Path) -> Result<Restored, Rest
     let opened = AuditLog::open(&lines, FILE_BYTES, None);
     let lines = opened.map_err(|e| folder_error("keep the audit in", &lines, e))?;
     let (cluster_id, manager) = (cluster.id.to_string(), member.node.to_string());
-    lines.begin(Writer { cluster: cluster_id, manager, member: member.id }, 0);
+    lines.begin(Writer { cluster: cluster_id, manager, member: member.id }, Head::default());
     if let Some(record) = audit(at.index, &envelope, names, &result) {
         lines.applied(&record);
     }

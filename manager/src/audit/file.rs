@@ -69,6 +69,27 @@ impl AuditFile {
         (self.head, self.file.clone())
     }
 
+    /// The line of this number as the files have it now, if they do.
+    pub(super) fn line(&self, seq: u64) -> io::Result<Option<Head>> {
+        for (_, path) in files(&self.folder)?.iter().rev() {
+            let mut first = None;
+            let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line)? > 0 {
+                let head = line.strip_suffix(b"\n").and_then(Chained::parse).map(|line| line.head);
+                if head.is_some_and(|head| head.seq == seq) {
+                    return Ok(head);
+                }
+                first = first.or(head);
+                line.clear();
+            }
+            if first.is_some_and(|first| first.seq < seq) {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
     /// Takes the numbers up to this one for lines that are gone.
     pub(super) fn skip_to(&mut self, seq: u64) {
         self.head.seq = self.head.seq.max(seq);

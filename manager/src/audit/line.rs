@@ -91,6 +91,13 @@ pub(super) struct Missing {
     at: String,
 }
 
+/// A line that the cluster was told of, and that was another one when the manager started.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Rewritten {
+    pub(super) line: u64,
+    at: String,
+}
+
 /// What a line says of the audit itself; of other lines nothing.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -98,6 +105,7 @@ pub(super) enum OfItself {
     File(FileStart),
     Unchained(Unchained),
     Missing(Missing),
+    Rewritten(Rewritten),
 }
 
 #[derive(Serialize)]
@@ -176,6 +184,10 @@ pub(super) fn missing(from: u64, to: u64) -> String {
     json(&OfItself::Missing(Missing { from, to, at: time(clock::now()) }))
 }
 
+pub(super) fn rewritten(line: u64) -> String {
+    json(&OfItself::Rewritten(Rewritten { line, at: time(clock::now()) }))
+}
+
 impl Unchained {
     pub(super) fn new(bytes: u64, hash: Sha256) -> Self {
         Self { bytes, sha256: hex(&hash.finalize().into()) }
@@ -191,7 +203,7 @@ impl OfItself {
             #[serde(flatten)]
             of: OfItself,
         }
-        let known = ["{\"file\":", "{\"unchained\":", "{\"missing\":"];
+        let known = ["{\"file\":", "{\"unchained\":", "{\"missing\":", "{\"rewritten\":"];
         if !known.iter().any(|start| body.starts_with(start.as_bytes())) {
             return None;
         }

@@ -197,6 +197,13 @@ impl Verifier {
                     );
                 }
             },
+            Some(OfItself::Rewritten(rewritten)) => {
+                self.stray_is_a_problem();
+                self.problem(format!(
+                    "the manager found here that the files had been rewritten: line {} of the chain was another one",
+                    rewritten.line
+                ));
+            }
             // The file's own line comes before the one that explains what is before both.
             Some(OfItself::File(_)) => {}
             _ => self.stray_is_a_problem(),
