@@ -165,7 +165,7 @@ impl Agent {
         part: v1::AssignmentPart,
     ) -> Result<bool, AgentError> {
         if !part.managers.is_empty() {
-            let known = addresses(&part.managers, &self.configured);
+            let known = addresses(&self.membership.node, &part.managers, &self.configured);
             self.managers.send_if_modified(|now| {
                 *now != known && {
                     *now = known;
