@@ -91,7 +91,14 @@ pub(super) async fn open(
     let StoreIdentity { cluster, manager, member } = replica.identity().clone();
     let noted = replica.read(|state| Head::noted(state, member));
     audit.begin(Writer { cluster, manager, member }, noted);
-    match enter(config, address, joined, &replica).await {
+    let mut reason = failed.clone();
+    let entered = tokio::select! {
+        biased;
+        // A store that fails leaves no leader: what is to be mended is the store.
+        why = super::word(&mut reason) => Err(StartError::Failed(why)),
+        entered = enter(config, address, joined, &replica) => entered,
+    };
+    match entered {
         Ok((own, keyring, tls)) => {
             let replica = replica.with_peers(peers, own.cluster, tls.clone());
             Ok(Opened { replica, keyring, own, audit, tls, failed })
