@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use keyhole_domain::{TaskId, Timestamp};
 use keyhole_view::cgroup::CgroupId;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::cgroups::{self, CgroupRoot};
 
@@ -79,6 +80,22 @@ struct Stored {
     format: u32,
     boot: String,
     tasks: Vec<StoredTask>,
+    /// Over the fields before it: one flipped bit of a name or number would be another service's or cgroup's. Earlier
+    /// builds wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+}
+
+impl Stored {
+    fn digest(&self) -> Result<String, serde_json::Error> {
+        let fields = serde_json::to_vec(&(self.format, &self.boot, &self.tasks))?;
+        Ok(Sha256::digest(fields).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn is_whole(&self) -> bool {
+        let told = self.sha256.as_ref();
+        told.is_none_or(|told| self.digest().is_ok_and(|digest| digest == *told))
+    }
 }
 
 #[derive(Deserialize)]
@@ -138,6 +155,11 @@ impl Registry {
             return Err(RegistryError::NewerFormat { path, found });
         }
         match serde_json::from_slice::<Stored>(&text) {
+            Ok(stored) if stored.format == FORMAT && !stored.is_whole() => {
+                tracing::warn!(
+                    "tasks.json is damaged (its digest is another one): no task is restored"
+                );
+            }
             Ok(stored) if stored.format == FORMAT => registry.take(stored, root),
             Ok(stored) => tracing::warn!(
                 format = stored.format,
@@ -226,10 +248,11 @@ impl Registry {
 
     fn save(&self) -> Result<(), RegistryError> {
         let tasks = self.iter().map(StoredTask::from).collect();
-        let stored = Stored { format: FORMAT, boot: self.boot.clone(), tasks };
+        let mut stored = Stored { format: FORMAT, boot: self.boot.clone(), tasks, sha256: None };
         let path = self.folder.join(FILE);
-        let text = serde_json::to_vec_pretty(&stored)
-            .map_err(|error| failed("write", &path)(error.into()))?;
+        let odd = |error: serde_json::Error| failed("write", &path)(error.into());
+        stored.sha256 = Some(stored.digest().map_err(odd)?);
+        let text = serde_json::to_vec_pretty(&stored).map_err(odd)?;
         replace_file(&path, &text).map_err(failed("write", &path))
     }
 }

@@ -102,6 +102,37 @@ fn a_nodes_identity_of_format_1_is_read_and_a_newer_one_is_refused() {
     assert!(refused.contains("format 2") && refused.contains("format 1 only"), "{refused}");
 }
 
+/// "bit flips": an identity is what was written, or is refused by its name.
+#[test]
+fn a_flipped_bit_of_a_nodes_identity_is_found() {
+    let ground = Ground::new();
+    let store = IdentityStore::open(&ground.folder().join("n")).unwrap();
+    std::fs::copy(golden("node.identity"), store.path()).unwrap();
+    std::fs::set_permissions(store.path(), Permissions::from_mode(0o600)).unwrap();
+    let first = store.load().unwrap().unwrap();
+    store.save(&first.identity, &first.roots, &first.managers).unwrap();
+    let bytes = std::fs::read(store.path()).unwrap();
+    let mut refused = 0;
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(store.path(), bad).unwrap();
+        match store.load() {
+            Ok(found) => {
+                let found = found.expect("the file is there");
+                assert!(found.identity.chain().eq(first.identity.chain()), "byte {at}");
+                assert_eq!(found.identity.key().as_slice(), first.identity.key().as_slice());
+                assert_eq!((&found.roots, &found.managers), (&first.roots, &first.managers));
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(error.to_string().contains("/n/identity"), "byte {at}: {error}");
+            }
+        }
+    }
+    assert!(refused >= bytes.len() - 2, "{refused} of {} flips were found", bytes.len());
+}
+
 fn part() -> v1::AssignmentPart {
     let revision = |index| Some(v1::RevisionRef { incarnation: 1, index });
     let value = || Some(v1::ValueRef { secret: "s".repeat(25), version: 2 });

@@ -8,6 +8,7 @@ use keyhole_proto::v1;
 use keyhole_secmem::{LockError, SecretBytes, memzero};
 use keyhole_wire::tls::{Identity, IdentityError};
 use prost::Message;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::registry::replace_file;
@@ -124,6 +125,10 @@ impl IdentityStore {
             0 => return Err(self.damaged("it has no format".to_owned())),
             found => return Err(StoreError::NewerFormat { path: self.path.clone(), found }),
         }
+        // Earlier builds wrote none.
+        if !stored.sha256.is_empty() && stored.sha256 != digest(stored.clone()) {
+            return Err(self.damaged("its digest is another one".to_owned()));
+        }
         let mut key = Zeroizing::new(stored.key.to_vec());
         let key = SecretBytes::copy_from(&mut key)?;
         let chain = stored.chain.iter().map(|der| der.to_vec()).collect();
@@ -140,13 +145,15 @@ impl IdentityStore {
         roots: &[Vec<u8>],
         managers: &[String],
     ) -> Result<(), StoreError> {
-        let stored = v1::NodeIdentity {
+        let mut stored = v1::NodeIdentity {
             format: FORMAT,
             chain: identity.chain().map(|der| der.to_vec().into()).collect(),
             key: identity.key().as_slice().to_vec().into(),
             roots: roots.iter().map(|der| der.clone().into()).collect(),
             managers: managers.to_vec(),
+            sha256: bytes::Bytes::new(),
         };
+        stored.sha256 = digest(stored.clone());
         let bytes = Zeroizing::new(stored.encode_to_vec());
         if let Ok(mut key) = stored.key.try_into_mut() {
             memzero(&mut key);
@@ -157,6 +164,13 @@ impl IdentityStore {
     fn damaged(&self, reason: String) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), reason }
     }
+}
+
+/// Over all other fields: a flipped bit of an address or of a CA's certificate would be found by nothing else.
+fn digest(mut stored: v1::NodeIdentity) -> bytes::Bytes {
+    stored.sha256.clear();
+    let fields = Zeroizing::new(stored.encode_to_vec());
+    Sha256::digest(&*fields).to_vec().into()
 }
 
 fn file_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

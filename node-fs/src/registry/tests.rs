@@ -67,7 +67,10 @@ fn a_list_of_format_1_is_restored() {
     let mut restored = Registry::restore(folder.path(), boot, &scratch.root).unwrap();
     assert_eq!(restored.iter().collect::<Vec<_>>(), [&one]);
     restored.add(one).unwrap();
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "and it is written so");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let (before, digest) = written.split_once(",\n  \"sha256\": \"").unwrap();
+    assert_eq!(format!("{before}\n}}"), text, "and it is written so");
+    assert_eq!(digest.len(), 64 + "\"\n}".len(), "with its digest");
 }
 
 #[test]
@@ -100,6 +103,30 @@ fn a_list_that_cannot_be_read_restores_nothing() {
         let boot = boot_id().unwrap();
         assert_eq!(ids(&Registry::restore(folder.path(), boot, &scratch.root).unwrap()), []);
     }
+}
+
+/// "bit flips": another service's name, or another cgroup's number, is one bit away.
+#[test]
+fn a_flipped_bit_restores_the_same_tasks_or_none() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), scratch());
+    let boot = boot_id().unwrap();
+    let one = task(1, &scratch);
+    Registry::empty(folder.path(), boot.clone()).add(one.clone()).unwrap();
+    let file = folder.path().join(FILE);
+    let text = std::fs::read(&file).unwrap();
+    let mut restored = 0;
+    for bit in 0..text.len() * 8 {
+        let mut bad = text.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&file, bad).unwrap();
+        // One that says a newer format is refused.
+        let Ok(found) = Registry::restore(folder.path(), boot.clone(), &scratch.root) else {
+            continue;
+        };
+        assert!(found.iter().all(|found| *found == one), "bit {bit}: {:?}", found.iter().next());
+        restored += found.iter().count();
+    }
+    assert!(restored < text.len(), "{restored} flips did no harm: what was flipped?");
 }
 
 #[test]
