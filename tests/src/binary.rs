@@ -25,6 +25,11 @@ pub fn keeper_binary() -> PathBuf {
     beside("keeper", "cargo build -p keyhole-tests --bins")
 }
 
+/// What writes a node's own files.
+pub fn node_files_binary() -> PathBuf {
+    beside("node_files", "cargo build -p keyhole-tests --bins")
+}
+
 fn beside(name: &str, build: &str) -> PathBuf {
     let own = std::env::current_exe().expect("this executable has a path");
     // target/PROFILE/deps/TEST-HASH, or target/PROFILE/BENCH

@@ -88,6 +88,26 @@ impl Daemon {
         }
     }
 
+    /// Waits until it says that it is ready; if it ends before, gives its last line.
+    pub fn ready(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + LIMIT;
+        let mut last = String::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(": ready ") => return Ok(()),
+                Ok(line) => last = line,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{} neither serves nor ends:\n{}", self.name, self.log())
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.wait();
+                    return Err(last);
+                }
+            }
+        }
+    }
+
     /// Waits until it ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let name = self.name.clone();

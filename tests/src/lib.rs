@@ -17,6 +17,7 @@ mod clock;
 mod cluster;
 mod daemon;
 pub mod dev;
+pub mod disk;
 mod ground;
 pub mod labelled;
 pub mod linearizability;
@@ -35,7 +36,7 @@ pub mod transcript;
 pub mod wait;
 
 pub use ask::*;
-pub use binary::{keeper_binary, keyhole_binary, probe_binary, reader_binary};
+pub use binary::{keeper_binary, keyhole_binary, node_files_binary, probe_binary, reader_binary};
 pub use cgroup::{TestCgroup, cgroup_root};
 pub use clock::{Clock, move_clock};
 pub use cluster::{Cluster, Ran, free_address, plain_command, run};

@@ -213,15 +213,20 @@ fn a_missing_file_of_the_two_is_named() {
 
 /// What the store must hold after each job.
 #[derive(Clone, Default)]
-struct Model {
-    content: Content,
-    next: u64,
-    term: u64,
+pub(crate) struct Model {
+    pub(crate) content: Content,
+    pub(crate) next: u64,
+    pub(crate) term: u64,
 }
 
 impl Model {
     /// Hands a random job in; calls `acknowledged` when it is on disk.
-    fn step(&mut self, dice: &mut Dice, store: &Store, done: keyhole_manager::store::Done) {
+    pub(crate) fn step(
+        &mut self,
+        dice: &mut Dice,
+        store: &Store,
+        done: keyhole_manager::store::Done,
+    ) {
         let content = &mut self.content;
         match dice.below(10) {
             0..5 => {

@@ -51,11 +51,64 @@ pub(crate) struct DiskState {
     /// Writes, syncs and resizes that still succeed.
     pub(crate) budget: Option<u64>,
     pub(crate) failure: Option<io::ErrorKind>,
+    /// The one operation that fails.
+    pub(crate) fault: Option<Fault>,
+    /// All operations since it was asked for, with the image before them.
+    recorded: Option<(Vec<u8>, Vec<Operation>)>,
 }
 
+#[derive(Clone)]
 enum Change {
     Write(usize, Vec<u8>),
     Resize(usize),
+}
+
+/// What the store asked of the disk.
+#[derive(Clone)]
+enum Operation {
+    Change(Change),
+    Sync,
+    Mark(Vec<u8>),
+}
+
+/// How an operation fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    /// A write of the store or its mark, of which nothing is done.
+    Write,
+    /// A write of which the first half is done.
+    HalfWrite,
+    /// A write or a resize: no space.
+    Full,
+    Resize,
+    /// A sync: what it was to write is lost, and later syncs know nothing of it, as on Linux.
+    Sync,
+}
+
+/// The operation that fails: the next one of its kind, after so many others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fault {
+    pub(crate) kind: FaultKind,
+    pub(crate) after: u64,
+}
+
+/// What of the unsynced writes a loss of power leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    /// All but the second half of the last one.
+    AllButATornEnd,
+    /// The last one alone: a disk writes in any order.
+    TheLast,
+}
+
+impl FaultKind {
+    fn error(self) -> io::Error {
+        match self {
+            Self::Full => io::ErrorKind::StorageFull.into(),
+            _ => io::Error::other("the disk failed"),
+        }
+    }
 }
 
 fn apply(image: &mut Vec<u8>, change: &Change) {
@@ -136,7 +189,68 @@ impl MemDisk {
     }
 }
 
+impl MemDisk {
+    /// Keeps every operation from now on.
+    pub(crate) fn record(&self) {
+        let mut state = self.state();
+        state.recorded = Some((state.live.clone(), Vec::new()));
+    }
+
+    /// How many operations there were since [`Self::record`].
+    pub(crate) fn operations(&self) -> usize {
+        self.state().recorded.as_ref().map_or(0, |(_, operations)| operations.len())
+    }
+
+    /// Power was lost right after so many of the recorded operations.
+    pub(crate) fn power_lost_after(&self, count: usize, left: Left) -> Self {
+        let state = self.state();
+        let (before, operations) = state.recorded.as_ref().unwrap();
+        let (mut image, mut unsynced) = (before.clone(), Vec::new());
+        let mut marks = state.marks.clone();
+        marks.truncate(1);
+        for operation in &operations[..count] {
+            match operation {
+                Operation::Change(change) => unsynced.push(change.clone()),
+                Operation::Sync => unsynced.drain(..).for_each(|change| apply(&mut image, &change)),
+                Operation::Mark(bytes) => marks.push(bytes.clone()),
+            }
+        }
+        let last = unsynced.len().saturating_sub(1);
+        match left {
+            Left::Nothing => unsynced.clear(),
+            Left::TheLast => drop(unsynced.drain(..last)),
+            Left::AllButATornEnd => {
+                if let Some(Change::Write(_, data)) = unsynced.last_mut() {
+                    data.truncate(data.len() / 2);
+                }
+            }
+        }
+        unsynced.iter().for_each(|change| apply(&mut image, change));
+        // Nothing waits for the mark: the disk has the first one or the newest.
+        let mark = if left == Left::Nothing { marks.first() } else { marks.last() };
+        Self::with(image, mark.cloned())
+    }
+}
+
 impl DiskState {
+    /// Whether this operation is the one that fails.
+    fn strikes(&mut self, kinds: &[FaultKind]) -> Option<FaultKind> {
+        let fault = self.fault.as_mut().filter(|fault| kinds.contains(&fault.kind))?;
+        match fault.after {
+            0 => self.fault.take().map(|fault| fault.kind),
+            _ => {
+                fault.after -= 1;
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, operation: impl FnOnce() -> Operation) {
+        if let Some((_, operations)) = &mut self.recorded {
+            operations.push(operation());
+        }
+    }
+
     fn spend(&mut self) -> io::Result<()> {
         match &mut self.budget {
             Some(0) => Err(self.failure.unwrap_or(io::ErrorKind::Other).into()),
@@ -148,11 +262,24 @@ impl DiskState {
         }
     }
 
-    fn change(&mut self, change: Change) -> io::Result<()> {
+    fn change(&mut self, mut change: Change) -> io::Result<()> {
+        use FaultKind::{Full, HalfWrite, Resize, Write};
         self.spend()?;
-        apply(&mut self.live, &change);
-        self.unsynced.push(change);
-        Ok(())
+        let struck = match &mut change {
+            Change::Resize(_) => self.strikes(&[Resize, Full]),
+            Change::Write(_, data) => {
+                let struck = self.strikes(&[Write, HalfWrite, Full]);
+                let done = if struck == Some(HalfWrite) { data.len() / 2 } else { data.len() };
+                data.truncate(done);
+                struck
+            }
+        };
+        if struck.is_none_or(|kind| kind == HalfWrite) {
+            apply(&mut self.live, &change);
+            self.note(|| Operation::Change(change.clone()));
+            self.unsynced.push(change);
+        }
+        struck.map_or(Ok(()), |kind| Err(kind.error()))
     }
 }
 
@@ -176,8 +303,13 @@ impl StorageBackend for MemDisk {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state();
         state.spend()?;
-        state.synced = state.live.clone();
-        state.unsynced.clear();
+        if let Some(kind) = state.strikes(&[FaultKind::Sync]) {
+            state.unsynced.clear();
+            return Err(kind.error());
+        }
+        let DiskState { synced, unsynced, .. } = &mut *state;
+        unsynced.drain(..).for_each(|change| apply(synced, &change));
+        state.note(|| Operation::Sync);
         state.syncs += 1;
         Ok(())
     }
@@ -196,11 +328,22 @@ impl MarkFile for MemMark {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        use FaultKind::{Full, HalfWrite, Write};
         let mut state = self.0.state();
         state.spend()?;
-        state.mark = Some(bytes.to_vec());
-        state.marks.push(bytes.to_vec());
-        Ok(())
+        let struck = state.strikes(&[Write, HalfWrite, Full]);
+        let written = match struck {
+            None => bytes.len(),
+            Some(HalfWrite) => bytes.len() / 2,
+            Some(kind) => return Err(kind.error()),
+        };
+        let mut mark = state.mark.take().unwrap_or_default();
+        mark.resize(mark.len().max(written), 0);
+        mark[..written].copy_from_slice(&bytes[..written]);
+        state.mark = Some(mark.clone());
+        state.note(|| Operation::Mark(mark.clone()));
+        state.marks.push(mark);
+        struck.map_or(Ok(()), |kind| Err(kind.error()))
     }
 }
 

@@ -8,6 +8,8 @@ mod damage;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod raft;
 #[cfg(test)]
 mod rewrite;
