@@ -20,6 +20,7 @@ ALLOWED = {
     "manager": {"domain", "proto", "secmem", "state", "wire"},
     "node-fs": {"domain", "proto", "secmem", "view", "wire"},
     "cli": {"domain", "proto", "secmem", "wire", "manager", "node-fs"},
+    "decoders": {"domain", "proto", "secmem", "wire", "state", "view", "manager", "node-fs"},
     "sim": {"domain", "proto", "secmem", "wire", "state", "manager"},
     "tests": {"domain", "proto", "secmem", "wire", "state", "view", "manager", "node-fs"},
 }

@@ -17,7 +17,7 @@ use keyhole_wire::seal::SealError;
 use keyhole_wire::tls::ConnectError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use assembly::StreamError;
+pub use assembly::{StreamError, follow};
 use backoff::Backoff;
 use errands::Errands;
 

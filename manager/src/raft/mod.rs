@@ -4,6 +4,7 @@
 //! what goes to disk or wire is `store.proto`.
 //!
 //! Read [`handle`] first: it is all that the rest of the manager sees.
+pub mod decoders;
 mod handle;
 mod log;
 mod machine;

@@ -78,6 +78,19 @@ pub enum StreamError {
     },
 }
 
+/// Follows a stream of these parts to its end or to what is wrong with it; for tests that try any bytes.
+///
+/// # Errors
+/// The first part that cannot be followed.
+pub fn follow(
+    parts: impl IntoIterator<Item = v1::AssignmentPart>,
+    (keys, info): (EdgeKeyPair, Info),
+    values: &Values,
+) -> Result<(), StreamError> {
+    let mut assembly = Assembly::new(keys, info, Revision::default());
+    parts.into_iter().try_for_each(|part| assembly.take(part, values).map(drop))
+}
+
 /// Follows one stream.
 #[derive(Debug)]
 pub(super) struct Assembly {
