@@ -10,6 +10,7 @@ pub(crate) mod lock;
 pub(crate) mod manager;
 pub(crate) mod node;
 pub(crate) mod operators;
+mod own_ca;
 pub(crate) mod secret;
 pub(crate) mod service;
 mod tasks;

@@ -66,6 +66,8 @@ pub(crate) enum Operation {
     Backup,
     /// `cluster unlock`
     Unlock,
+    /// The key of `cluster ca --rotate --ca-key`
+    RotateCa,
 }
 
 impl Operation {
@@ -75,6 +77,7 @@ impl Operation {
             Self::Rotate => "rotate",
             Self::Backup => "backup",
             Self::Unlock => "unlock",
+            Self::RotateCa => "rotate-ca",
         }
     }
 }
@@ -116,7 +119,9 @@ impl Receiver {
                 Operation::Create | Operation::Rotate => {
                     format!("secret {name}: cannot seal its value")
                 }
-                Operation::Backup | Operation::Unlock => format!("cannot seal the {name}"),
+                Operation::Backup | Operation::Unlock | Operation::RotateCa => {
+                    format!("cannot seal the {name}")
+                }
             };
             Failure::new(format!("{what}: {error}"))
         })?;

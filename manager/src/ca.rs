@@ -1,9 +1,10 @@
-//! The cluster's own CA: its root, the leaves that it issues, join tokens.
+//! The cluster's CA: its root, made here or brought by an operator, the leaves that it issues, join tokens.
 //!
 //! Depends on rcgen, wire's certificate shapes and the keyring. Invariant: a leaf's id and role come from a join token or
 //! from the replicated state; a request contributes only its public key. The root's private key is open only while it
 //! signs.
 
+mod brought;
 pub(crate) mod kept;
 mod own;
 mod roots;
@@ -11,20 +12,24 @@ mod service;
 mod succession;
 mod token;
 
+pub(crate) use brought::BroughtCa;
+pub use brought::BroughtError;
 pub(crate) use own::{keep_renewed, own_identity};
 pub(crate) use roots::keep_roots;
 pub use service::CaApi;
-pub(crate) use succession::{former_ca, keep_ca, new_ca};
+pub(crate) use succession::{former_ca, keep_ca, new_ca, new_ca_of};
 pub(crate) use token::{current_token, new_token};
 
 use keyhole_domain::{ClusterId, NodeId};
 use keyhole_secmem::{LockError, SecretBytes};
 use keyhole_state::Cluster;
-use keyhole_wire::tls::Role;
 use keyhole_wire::tls::certificate::{
     CertificateError, backdated, ca_params, csr_public_key, leaf_params,
 };
-use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
+use keyhole_wire::tls::{Role, RootError, key_id, subject_of};
+use rcgen::{
+    BasicConstraints, IsCa, Issuer, KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey,
+};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -79,6 +84,12 @@ pub enum CaError {
     /// A certificate and its key do not make an identity.
     #[error(transparent)]
     Identity(#[from] keyhole_wire::tls::IdentityError),
+    /// A root's certificate is not one that others can follow.
+    #[error("the root CA's certificate: {0}")]
+    Root(#[from] RootError),
+    /// The root CA that an operator brought is not taken.
+    #[error(transparent)]
+    Brought(#[from] BroughtError),
 }
 
 /// A new root: its certificate (DER) and its private key (PKCS #8, DER).
@@ -91,16 +102,18 @@ pub fn new_root(cluster: &ClusterId) -> Result<(Vec<u8>, SecretBytes), CaError> 
     Ok((certificate.der().to_vec(), secret))
 }
 
-/// The name and key of the root that comes after `former`, signed by `former`'s key, until `until` (Unix seconds): by it
-/// those who trust only the former one believe what the new one signs.
+/// The name, key and key id of the root `new` that comes after `former`, signed by `former`'s key, until `until` (Unix
+/// seconds): by it those who trust only the former one believe what the new one signs.
 pub(crate) fn cross_sign(
     cluster: &ClusterId,
-    new_key: &SecretBytes,
+    (new, new_key): (&[u8], &SecretBytes),
     (former, former_key): (&[u8], &SecretBytes),
     until: u64,
 ) -> Result<Vec<u8>, CaError> {
     let from = backdated(clock::unix_seconds());
     let mut params = ca_params(cluster, from, until.min(expires_at(former)))?;
+    params.distinguished_name = subject_of(new)?;
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(new));
     // It may be followed by others in its turn, each signed by the one before.
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let signed = params.signed_by(&key_pair(new_key)?, &issuer(former, former_key)?)?;
@@ -160,7 +173,7 @@ pub(crate) fn issue_until(
 
 fn key_pair(key: &SecretBytes) -> Result<KeyPair, CaError> {
     let der = PrivatePkcs8KeyDer::from(key.as_slice());
-    Ok(KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?)
+    Ok(KeyPair::try_from(&der)?)
 }
 
 fn issuer(

@@ -25,6 +25,8 @@ pub enum InputFor {
     Backup,
     /// The unlock key of a locked manager.
     Unlock,
+    /// The key of a root CA.
+    RotateCa,
 }
 
 impl InputFor {
@@ -34,6 +36,7 @@ impl InputFor {
             Self::Rotate => "rotate",
             Self::Backup => "backup",
             Self::Unlock => "unlock",
+            Self::RotateCa => "rotate-ca",
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The root CA is replaced while everything runs: nothing is dropped, and the one before ends (docs/MANAGERS.md).
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -53,20 +55,8 @@ fn a_new_ca_takes_over_under_tasks_that_read() {
     let (before, token) = (managers[0].ok(["cluster", "ca"]), managers[0].node_token());
     assert!(before.starts_with("-----BEGIN CERTIFICATE-----\n"), "{before}");
     let former = roots(&nodes[0]);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let read = |(task, node): (Probe, &Node)| {
-            let (path, stop) = (node.path("pw"), &stop);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    assert_eq!(task.text(&path).as_deref(), Ok("v"));
-                }
-            })
-        };
-        let readers: Vec<_> = tasks.into_iter().zip(&nodes).map(read).collect();
+    while_they_read(tasks.into_iter().zip(&nodes), || {
         assert_eq!(managers[1].ok(["cluster", "ca", "--rotate", "--wait"]), "root CA 1\n");
-        stop.store(true, Ordering::Relaxed);
-        readers.into_iter().for_each(|reader| reader.join().expect("the task reads on"));
     });
     assert_eq!(succession(&managers[2]), "1 0 \n");
     assert_ne!(managers[2].ok(["cluster", "ca"]), before);
@@ -84,6 +74,80 @@ fn a_new_ca_takes_over_under_tasks_that_read() {
     fourth.ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
     // Again, and the next one follows that.
     assert_eq!(fourth.ok(["cluster", "ca", "--rotate", "--wait"]), "root CA 2\n");
+}
+
+/// The tasks read on their nodes all the time that `work` takes.
+fn while_they_read<'a>(tasks: impl Iterator<Item = (Probe, &'a Node)>, work: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = |(task, node): (Probe, &'a Node)| {
+            let (path, stop) = (node.path("pw"), &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(task.text(&path).as_deref(), Ok("v"));
+                }
+            })
+        };
+        let readers: Vec<_> = tasks.map(read).collect();
+        work();
+        stop.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().expect("the task reads on"));
+    });
+}
+
+/// A root CA as an organisation makes one: the files of its certificate and of its key.
+fn own_root(by: &Cluster, key: &str) -> [String; 2] {
+    let files = ["ca.pem", "ca.key"].map(|name| by.ground().folder().join(name));
+    let [certificate, secret] = files.map(|file| file.display().to_string());
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", key, "-nodes", "-days", "3650"])
+        .args([
+            "-subj",
+            "/C=CH/O=Example/CN=Example Root",
+            "-keyout",
+            &secret,
+            "-out",
+            &certificate,
+        ])
+        .output()
+        .expect("openssl is installed (scripts/install-needs)");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    [certificate, secret]
+}
+
+/// G26, with a root CA that an administrator brings; and back.
+#[test]
+fn a_root_ca_of_ones_own_takes_over_under_tasks_that_read() {
+    let managers = three_managers();
+    let nodes = [managers[0].node(), managers[1].node()];
+    let tasks = nodes.each_ref().map(|node| node.task("web"));
+    let [certificate, key] = own_root(&managers[0], "ed25519");
+    let bring =
+        |key| ["cluster", "ca", "--rotate", "--wait", "--ca-cert", &certificate, "--ca-key", key];
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("our file");
+    assert!(managers[1].refused(bring(&key)).contains("chmod 600"));
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("our file");
+    while_they_read(tasks.into_iter().zip(&nodes), || {
+        assert_eq!(managers[1].ok(bring(&key)), "root CA 1\n");
+    });
+    let brought = fs::read_to_string(&certificate).expect("our file");
+    assert_eq!(managers[2].ok(["cluster", "ca"]), brought);
+    let der = pem::parse(&brought).expect("it is PEM").into_contents();
+    assert!(nodes.iter().all(|node| roots(node) == [der.clone()]), "they trust it alone");
+    let known = managers[0].refused_with(bring("-"), &fs::read(&key).expect("our file"));
+    assert!(known.contains("which the cluster believes already"), "{known}");
+    // Newcomers find it by the token, which names it.
+    let fourth = managers[2].join();
+    let other = fourth.node();
+    let task = other.task("web");
+    assert_eq!(task.text(other.path("pw")).as_deref(), Ok("v"));
+    let tasks = nodes.each_ref().map(|node| node.task("web"));
+    while_they_read(tasks.into_iter().zip(&nodes), || {
+        assert_eq!(fourth.ok(["cluster", "ca", "--rotate", "--wait"]), "root CA 2\n");
+    });
+    assert_ne!(managers[2].ok(["cluster", "ca"]), brought);
+    fourth.ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
+    assert_eq!(task.text(other.path("pw")).as_deref(), Ok("w"));
 }
 
 /// Who is off holds the end up, is named by the count, and comes back by itself.

@@ -11,6 +11,7 @@ mod identity;
 mod live;
 mod peer;
 mod role;
+mod root;
 mod server;
 mod verify;
 
@@ -22,6 +23,7 @@ pub use identity::{Identity, IdentityError};
 pub use live::{LiveTls, TlsError};
 pub use peer::{PeerIdentity, PeerIdentityError, key_id};
 pub use role::Role;
+pub use root::{MAX_ROOT_BYTES, RootError, check_chain, check_root, subject_of};
 pub use server::{Limits, PeerInfo, TlsConn, incoming};
 
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! `keyhole cluster`: how it is, who may join, and its settings.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -7,6 +8,7 @@ use keyhole_proto::v1;
 
 use super::backup::{Backup, Restore};
 use super::lock::{self, RotateStoreKeys, Shred, Unlock, UnlockKey};
+use super::own_ca::OwnCa;
 use super::{Manager, manager};
 use crate::args::Global;
 use crate::console::Console;
@@ -38,7 +40,8 @@ pub(crate) enum ClusterCommand {
     /// Print the root CA's certificate, or replace the CA
     #[command(after_help = "Examples:\n  \
         keyhole cluster ca                     (the certificate)\n  \
-        keyhole cluster ca --rotate --wait     (until all managers, nodes and operators have new ones)\n\n\
+        keyhole cluster ca --rotate --wait     (until all managers, nodes and operators have new ones)\n  \
+        keyhole cluster ca --rotate --ca-cert ca.pem --ca-key ca.key     (a root CA of your own)\n\n\
         Tasks notice nothing. Join tokens change with it, for they name the CA. It is done by itself when a manager is\n\
         removed or demoted.")]
     Ca(Ca),
@@ -134,6 +137,12 @@ pub(crate) struct Ca {
     /// Wait until the CA before is believed no longer
     #[arg(long, requires = "rotate")]
     wait: bool,
+    /// A root CA of your own instead of a new one: its certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// The key of --ca-cert: PEM (PKCS #8), a 0600 file, or - for standard input
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
 }
 
 /// Whether services without a constraint get nodes.
@@ -429,6 +438,10 @@ impl RotateKeys {
 impl Ca {
     async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         const AGAIN: Duration = Duration::from_millis(100);
+        let brought = match (&self.ca_cert, &self.ca_key) {
+            (Some(certificate), Some(key)) => Some(OwnCa::read(certificate, key)?),
+            _ => None,
+        };
         let mut manager = Manager::connect(global).await?;
         if !self.rotate {
             let cluster =
@@ -437,7 +450,12 @@ impl Ca {
             let line_ending = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
             return console.line(pem::encode_config(&certificate, line_ending).trim_end());
         }
-        let mut cluster = manager.api.rotate_ca(v1::RotateCaRequest {}).await?.into_inner();
+        let brought = match brought {
+            Some(ca) => Some(ca.sealed_for(&manager.receiver().await?)?),
+            None => None,
+        };
+        let request = v1::RotateCaRequest { brought };
+        let mut cluster = manager.api.rotate_ca(request).await?.into_inner();
         let number = cluster.ca_number;
         while self.wait && cluster.ca_number == number && cluster.former_cas_until > 0 {
             let left = cluster.former_certificates;

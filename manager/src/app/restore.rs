@@ -234,7 +234,7 @@ fn restoration(
         voter: true,
     };
     let (root, ca_key) = ca::new_root(&cluster.id).map_err(|e| odd(&e))?;
-    let former = ca::former_ca(cluster, &ca_key, &keys.ca_key).map_err(|e| odd(&e))?;
+    let former = ca::former_ca(cluster, (&root, &ca_key), &keys.ca_key).map_err(|e| odd(&e))?;
     let value_key = copied(&keys.value_key)?;
     let seal = |purpose, key: &SecretBytes| {
         seal_key_for_members(&cluster.id, purpose, key, [&member]).map_err(|e| odd(&e))

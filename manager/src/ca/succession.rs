@@ -27,24 +27,34 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// as long as who was off may renew.
 pub(crate) fn former_ca(
     cluster: &Cluster,
-    new_key: &SecretBytes,
+    new: (&[u8], &SecretBytes),
     old_key: &SecretBytes,
 ) -> Result<FormerCa, CaError> {
     let until = clock::unix_seconds() + EXPIRED_GRACE.as_secs();
     let certificate = cluster.ca_certificate.clone();
-    let cross = cross_sign(&cluster.id, new_key, (&certificate, old_key), until)?;
+    let cross = cross_sign(&cluster.id, new, (&certificate, old_key), until)?;
     Ok(FormerCa { certificate, cross, until: Timestamp(until.saturating_mul(1_000_000_000)) })
 }
 
-/// The root CA that follows the current one.
+/// A root CA made here, as the one that follows the current one.
 pub(crate) fn new_ca(state: &State, cluster: &Cluster, own: &MemberKey) -> Result<NewCa, CaError> {
+    let (certificate, key) = new_root(&cluster.id)?;
+    new_ca_of(state, cluster, own, (&certificate, &key))
+}
+
+/// That root CA as the one that follows the current one.
+pub(crate) fn new_ca_of(
+    state: &State,
+    cluster: &Cluster,
+    own: &MemberKey,
+    (certificate, new_key): (&[u8], &SecretBytes),
+) -> Result<NewCa, CaError> {
     let old_key = own.open(&cluster.id, Purpose::Ca, &cluster.ca_key)?;
-    let (certificate, new_key) = new_root(&cluster.id)?;
     let holders = state.members().values().filter(|member: &&Member| member.voter);
-    let key = seal_key_for_members(&cluster.id, Purpose::Ca, &new_key, holders);
+    let key = seal_key_for_members(&cluster.id, Purpose::Ca, new_key, holders);
     let key = key.map_err(|error| KeyringError::Seal { key: "CA's key", error })?;
-    let former = former_ca(cluster, &new_key, &old_key)?;
-    Ok(NewCa { number: cluster.ca_number + 1, certificate, key, former })
+    let former = former_ca(cluster, (certificate, new_key), &old_key)?;
+    Ok(NewCa { number: cluster.ca_number + 1, certificate: certificate.to_vec(), key, former })
 }
 
 /// Does what is due for as long as this manager runs.

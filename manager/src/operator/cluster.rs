@@ -10,11 +10,12 @@ use tonic::Status;
 
 use super::{audits, lock, managers};
 use crate::authz::{Action, Authorized, act};
-use crate::ca;
+use crate::ca::{self, BroughtCa, CaError};
 use crate::codec::unconstrained_out;
 use crate::elsewhere::Seen;
 use crate::raft::Status as RaftStatus;
 use crate::rekey::new_key;
+use crate::seal::{InputFor, input_aad, input_info, open_input};
 use crate::shell::{ATTEMPTS, Refused, Shell};
 use crate::status::{internal, invalid};
 
@@ -78,16 +79,24 @@ pub(super) async fn rotate_keys(
     describe(shell, by).await
 }
 
-/// A new root CA; the one before is believed until all nodes and managers have a certificate of the new one.
+/// A new root CA, made here or brought; the one before is believed until all nodes, managers and operators have a
+/// certificate of the new one.
 pub(super) async fn rotate_ca(
     shell: &Shell,
     by: &Authorized<act::RotateCa>,
-    _: v1::RotateCaRequest,
+    request: v1::RotateCaRequest,
 ) -> Reply<v1::ClusterInfo> {
+    let brought = request.brought.map(|sent| brought_ca(shell, by, sent)).transpose()?;
     for attempt in 1.. {
         let new = shell.view_cluster(by, |state, cluster| {
-            let new = ca::new_ca(state, cluster, shell.keyring.own());
-            new.map_err(|e| internal("cannot make a new root CA", e))
+            let new = match &brought {
+                Some(root) => root.follow(state, cluster, shell.keyring.own()),
+                None => ca::new_ca(state, cluster, shell.keyring.own()),
+            };
+            new.map_err(|error| match error {
+                CaError::Brought(error) => invalid(error),
+                error => internal("cannot make a new root CA", error),
+            })
         })?;
         match shell.propose(by, Command::RotateCa(Box::new(new))).await {
             Ok(_) => break,
@@ -96,6 +105,22 @@ pub(super) async fn rotate_ca(
         }
     }
     describe(shell, by).await
+}
+
+fn brought_ca(
+    shell: &Shell,
+    by: &Authorized<act::RotateCa>,
+    sent: v1::BroughtCa,
+) -> Reply<BroughtCa> {
+    let key = sent.key.ok_or_else(|| invalid("the CA's key was not sent"))?;
+    let info = input_info(&shell.own.cluster, shell.own.manager.as_str(), by.subject().exporter());
+    let aad = input_aad(InputFor::RotateCa, "CA key");
+    let key = open_input(&shell.input_key, &info, &aad, &key).map_err(|error| {
+        Status::failed_precondition(format!(
+            "the CA's key does not open ({error}); if the manager was started anew just now, repeat the command"
+        ))
+    })?;
+    BroughtCa::new(sent.certificate.to_vec(), &key).map_err(invalid)
 }
 
 pub(super) async fn join_token(

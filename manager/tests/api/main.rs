@@ -8,6 +8,7 @@
 mod dispatch;
 mod operator;
 mod operators;
+mod own_ca;
 mod start;
 mod support;
 mod trust;
