@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use keyhole_tests::{Cluster, ENOENT, Machine, NodeOptions, mounts};
+use keyhole_tests::{Cluster, ENOENT, Machine, NodeOptions, mounts, wait};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn is_mounted(at: &Path) -> bool {
@@ -70,7 +70,7 @@ fn a_task_that_ended_while_its_node_was_down_is_dropped() {
     machine.until("the task's file", || lives.text(machine.at("pw")) == Ok("one".into()));
     // Nobody is on the way into a cgroup that is empty when its node starts.
     let limit = std::time::Duration::from_secs(10);
-    keyhole_tests::wait::until_within(limit, "the other task to be over", || {
+    wait::until_within(limit, "the other task to be over", || {
         match machine.node.ok(["task", "ls", "-q"]) {
             listed if listed.lines().count() == 1 => Ok(()),
             listed => Err(listed),
@@ -196,6 +196,46 @@ fn a_cluster_that_was_off_for_three_days_comes_back_by_itself() {
     machine.until("the task's file", || task.text(machine.at("pw")) == Ok("one".into()));
     machine.rotate("pw", "two");
     assert_eq!(task.text(machine.at("pw")), Ok("two".into()));
+}
+
+/// Every certificate has expired meanwhile, also that of a manager which was demoted and can issue none for itself.
+#[test]
+fn several_managers_that_were_off_for_three_days_come_back_by_themselves() {
+    let mut managers = Cluster::of(4);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"one");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    let mut node = managers[1].node();
+    let task = node.task("web");
+    let demoted = managers[3].address().to_string();
+    managers[0].ok(["manager", "demote", &demoted]);
+    let settled = ["cluster", "status", "-f", "{{.CANumber}} {{.UnderOldKeys}}"];
+    let is = |by: &Cluster, what: &str, words: &[&str], wanted: &str| {
+        wait::until(what, || match by.ok(words) {
+            now if now == wanted => Ok(()),
+            now => Err(now),
+        });
+    };
+    is(&managers[0], "the demoted one's keys to be replaced", &settled, "1 0\n");
+    node.stop(Signal::TERM);
+    for manager in &mut managers {
+        manager.stop(Signal::TERM);
+        manager.set_days(3);
+    }
+    node.set_days(3);
+    managers.iter_mut().for_each(Cluster::resume);
+    node.resume();
+    wait::until("the task's file", || match task.text(node.path("pw")) {
+        Ok(text) if text == "one" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let statuses =
+        ["manager", "ls", "--format", "{{.Status}} {{.Behind}}", "-f", "status=unreachable"];
+    is(&managers[1], "all managers to believe each other", &statuses, "");
+    managers[2].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"two");
+    assert_eq!(task.text(node.path("pw")), Ok("two".into()));
+    managers[0].ok(["manager", "promote", &demoted]);
+    let voters = ["manager", "ls", "-f", "role=voter", "--format", "{{.Role}}"];
+    is(&managers[3], "it to vote again", &voters, &"Voter\n".repeat(4));
 }
 
 #[test]
