@@ -225,6 +225,38 @@ fn a_context_goes_to_another_manager_when_one_is_gone_or_silent() {
     }
 }
 
+/// Sealed to one manager's process and to the connection, as values are.
+#[test]
+fn a_backup_to_a_passphrase_is_taken_from_elsewhere_and_opens() {
+    let mut machine = Cluster::start();
+    machine.ok_with(["secret", "create", "pw", "-"], b"one");
+    let ann = Person::new(&machine, "ann", &["--role", "admin"], None);
+    let auditor = Person::new(&machine, "bob", &["--role", "auditor"], None);
+    let (phrase, file) = (ann.home.join("phrase"), ann.home.join("backup.age"));
+    fs::write(&phrase, "correct horse battery staple").unwrap();
+    let (phrase, out) = (phrase.to_str().unwrap(), file.to_str().unwrap());
+    let words = ["cluster", "backup", "--passphrase-file", phrase, out];
+    auditor.refused(&words, "operator bob is an auditor, which may not do this");
+    assert!(!file.exists(), "nothing is left of it");
+    assert!(ann.ok(&words).starts_with(out));
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+    let taken = audit(&machine).into_iter().find(|line| line["action"] == "cluster.backup");
+    assert_eq!(taken.unwrap()["actor"]["id"], *ann.id());
+    // Everything is in it, and it opens by that passphrase alone.
+    let before = machine.ok(["secret", "inspect", "pw"]);
+    machine.stop(Signal::TERM);
+    fs::remove_dir_all(machine.data()).unwrap();
+    let data = machine.data().to_str().unwrap().to_owned();
+    let restore = ["cluster", "restore", "--from", out, "--data-dir", &data, "--passphrase-file"];
+    let wrong = ann.home.join("wrong");
+    fs::write(&wrong, "battery staple").unwrap();
+    let refused = machine.keyhole(restore.iter().chain(&[wrong.to_str().unwrap()]));
+    assert_eq!(refused.code, 1, "{}", refused.stdout);
+    machine.ok(restore.iter().chain(&[phrase]));
+    machine.resume();
+    assert_eq!(machine.ok(["secret", "inspect", "pw"]), before);
+}
+
 #[test]
 fn a_certificate_is_renewed_in_its_context_and_ends_if_it_is_not() {
     let machine = Cluster::start();
