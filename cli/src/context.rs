@@ -417,7 +417,7 @@ mod tests {
         let ls = ["secret", "ls"];
         let with = |words: &[&str]| keyhole(&home, &[words, &ls].concat()).unwrap_err();
         assert!(
-            with(&[]).contains("no manager of context prod answers: 127.0.0.1:1: "),
+            with(&[]).contains("no manager of context prod serves: 127.0.0.1:1: "),
             "{}",
             with(&[])
         );

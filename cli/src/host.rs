@@ -2,18 +2,22 @@
 //!
 //! A connection is made at once and once: what goes wrong names the address and the mend.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use keyhole_proto::v1;
 use keyhole_proto::v1::control_client::ControlClient;
+use keyhole_proto::v1::operator_client::OperatorClient;
 use keyhole_wire::http2::{self, SpeakError};
 use keyhole_wire::tls::{self, ConnectError, Exporter, LiveTls};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::failure::Failure;
@@ -87,19 +91,36 @@ pub(crate) async fn manager_over_unix(path: &Path) -> Result<Channel, Failure> {
     })
 }
 
-/// A channel to the first of several managers that answers, tried in turn: each next one when the one before has failed, or
+/// Why a manager is not the one to ask.
+#[derive(Debug)]
+pub(crate) enum Unfit {
+    /// There is no connection to it.
+    Connect(ConnectError),
+    /// It serves nobody at the moment, in its own words.
+    Cannot(String),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => error.fmt(f),
+            Self::Cannot(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A channel to the first of several managers that serves, tried in turn: each next one when the one before has failed, or
 /// has said nothing for a moment. If none does, what each said.
 pub(crate) async fn manager_over_tls(
     addresses: &[String],
     live: &LiveTls,
-) -> Result<(Channel, Exporter), Vec<ConnectError>> {
+) -> Result<(Channel, Exporter), Vec<Unfit>> {
     const HEAD_START: Duration = Duration::from_millis(300);
     let (mut trying, mut failed) = (JoinSet::new(), Vec::new());
     let mut next = addresses.iter().cloned();
     loop {
         if let Some(address) = next.next() {
-            let live = live.clone();
-            trying.spawn(async move { tls::connect(&address, &live).await });
+            trying.spawn(serving(address, live.clone()));
         }
         tokio::select! {
             done = trying.join_next() => match done {
@@ -110,6 +131,20 @@ pub(crate) async fn manager_over_tls(
             },
             () = sleep(HEAD_START), if next.len() > 0 => {}
         }
+    }
+}
+
+/// Connects, and makes a call that every role may make and that changes nothing: a manager that is cut off from the others,
+/// was demoted or is joining still refuses it as it would any other, before anything is asked that must not be asked twice.
+async fn serving(address: String, live: LiveTls) -> Result<(Channel, Exporter), Unfit> {
+    let (channel, exporter) = tls::connect(&address, &live).await.map_err(Unfit::Connect)?;
+    let nothing = v1::ObjectRequest { object: "/".to_owned() };
+    match OperatorClient::new(channel.clone()).inspect_secret(nothing).await {
+        Err(status) if status.code() == Code::Unavailable || status.source().is_some() => {
+            Err(Unfit::Cannot(format!("{address}: {}", Failure::from(status))))
+        }
+        // No secret has that name; any other refusal the request itself will meet, too.
+        _ => Ok((channel, exporter)),
     }
 }
 

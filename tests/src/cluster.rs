@@ -108,7 +108,7 @@ impl Cluster {
         all
     }
 
-    /// A manager on each host of a network, with a clock of its own; all of them vote.
+    /// A manager on each of the first hosts of a network, as many as there are clocks, each by its own; all of them vote.
     pub fn on_network(ground: &Arc<Ground>, network: &Network, clocks: &[Clock]) -> Vec<Self> {
         let place = |host: usize| Place {
             address: network.address(host),
@@ -116,7 +116,7 @@ impl Cluster {
             env: clocks[host].environment(),
         };
         let mut all = vec![Self::found(ground.clone(), place(0), &[])];
-        for host in 1..network.hosts() {
+        for host in 1..clocks.len() {
             let next = all[0].join_at(place(host));
             all.push(next);
         }
@@ -306,8 +306,8 @@ pub fn plain_command() -> Command {
     command_on(&[])
 }
 
-/// The same, run by other words.
-fn command_on(on: &[String]) -> Command {
+/// The same, run by other words ([`Network::on`]); by none: here.
+pub fn command_on(on: &[String]) -> Command {
     let mut command = match on {
         [] => Command::new(keyhole_binary()),
         [first, rest @ ..] => {

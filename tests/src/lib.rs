@@ -39,7 +39,7 @@ pub use ask::*;
 pub use binary::{keeper_binary, keyhole_binary, node_files_binary, probe_binary, reader_binary};
 pub use cgroup::{TestCgroup, cgroup_root};
 pub use clock::{Clock, move_clock};
-pub use cluster::{Cluster, Ran, free_address, plain_command, run};
+pub use cluster::{Cluster, Ran, command_on, free_address, plain_command, run};
 pub use daemon::Daemon;
 pub use ground::{Ground, SmallDisk};
 pub use machine::Machine;

@@ -5,14 +5,18 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
-use keyhole_tests::{Cluster, Ran, plain_command, run, wait};
+use keyhole_tests::network::Network;
+use keyhole_tests::{Clock, Cluster, Ground, Ran, command_on, run, wait};
 use rustix::process::Signal;
 use serde_json::Value;
 
 /// Somebody on a machine of his own, with one context.
 struct Person {
     home: PathBuf,
+    /// What runs a command on his machine; nothing: here.
+    on: Vec<String>,
 }
 
 impl Person {
@@ -27,7 +31,7 @@ impl Person {
         let id = by.ok(create.iter().chain(words));
         assert_eq!(id.trim().len(), 25, "{id}");
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
-        let person = Self { home };
+        let person = Self { home, on: Vec::new() };
         let mut take = vec!["context", "create", "shop", "--from", out];
         let address = at.map(|at| at.address().to_string()).unwrap_or_default();
         if at.is_some() {
@@ -39,8 +43,13 @@ impl Person {
         person
     }
 
+    /// The same person, on a host of a network.
+    fn on(self, on: Vec<String>) -> Self {
+        Self { on, ..self }
+    }
+
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = plain_command();
+        let mut command = command_on(&self.on);
         command.arg("--context-dir").arg(self.home.join("contexts")).args(words);
         command
     }
@@ -218,7 +227,7 @@ fn a_context_goes_to_another_manager_when_one_is_gone_or_silent() {
     managers[1].stop(Signal::KILL);
     managers[2].stop(Signal::KILL);
     let none = ann.keyhole(&["secret", "ls"], b"");
-    assert!(none.stderr.contains("no manager of context shop answers"), "{}", none.stderr);
+    assert!(none.stderr.contains("no manager of context shop serves"), "{}", none.stderr);
     for manager in &managers {
         let address = format!("{}: connection refused", manager.address());
         assert!(none.stderr.contains(&address), "{}", none.stderr);
@@ -255,6 +264,45 @@ fn a_backup_to_a_passphrase_is_taken_from_elsewhere_and_opens() {
     machine.ok(restore.iter().chain(&[phrase]));
     machine.resume();
     assert_eq!(machine.ok(["secret", "inspect", "pw"]), before);
+}
+
+/// It answers, and can serve nobody: the command goes to the next one, a change too, and is done once.
+#[test]
+fn a_context_goes_to_another_manager_when_one_is_cut_off_or_demoted() {
+    let ground = Arc::new(Ground::new());
+    // The fourth host is the operator's.
+    let network = Network::new(4);
+    let clocks = [0, 1, 2].map(|host| Clock::new(ground.folder().join(format!("clock{host}"))));
+    let managers = Cluster::on_network(&ground, &network, &clocks);
+    let ann = Person::new(&managers[0], "ann", &["--role", "admin"], None).on(network.on(3));
+    let audited = |of: &Cluster, action: &str| {
+        audit(of).iter().filter(|line| line["action"] == action).count()
+    };
+    for other in [1, 2] {
+        network.cut(0, other);
+        network.cut(other, 0);
+    }
+    ann.ok_with(&["secret", "create", "pw", "-"], b"one");
+    assert_eq!(ann.ok(&["secret", "ls", "--format", "{{.Name}}"]), "pw\n");
+    assert_eq!(audited(&managers[1], "secret.create"), 1);
+    network.heal();
+    // It sees what was done without it, and is then no voter any more.
+    wait::until("the first to follow", || match managers[0].keyhole(["secret", "ls", "-q"]) {
+        ran if ran.code == 0 => Ok(()),
+        ran => Err(ran.stderr),
+    });
+    managers[1].ok(["manager", "demote", &managers[0].address().to_string()]);
+    let demoted = managers[0].keyhole(["secret", "ls"]);
+    assert!(demoted.stderr.contains("was demoted and holds no keys"), "{}", demoted.stderr);
+    ann.ok_with(&["secret", "rotate", "pw", "-"], b"two");
+    assert_eq!(audited(&managers[1], "secret.rotate"), 1);
+    // Two that vote are left; where they do not reach each other nobody serves, and each says why.
+    network.isolate(1);
+    let none = ann.keyhole(&["secret", "ls"], b"");
+    assert!(none.stderr.contains("no manager of context shop serves"), "{}", none.stderr);
+    for manager in &managers {
+        assert!(none.stderr.contains(&manager.address().to_string()), "{}", none.stderr);
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use super::bundle::{Bundle, NewFile};
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::host;
+use crate::host::{self, Unfit};
 use crate::render::time;
 
 /// The one that is always there.
@@ -181,7 +181,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// A channel to the first of its managers that answers.
+    /// A channel to the first of its managers that serves.
     pub(crate) async fn connect(&self) -> Result<(Channel, Exporter), Failure> {
         let unusable =
             |why: String| Failure::new(format!("context {} is unusable: {why}", self.name));
@@ -198,7 +198,9 @@ impl Context {
             )));
         }
         host::manager_over_tls(&self.bundle.managers, &live).await.map_err(|failed| {
-            let foreign = failed.iter().any(|error| matches!(error, ConnectError::Foreign { .. }));
+            let is_foreign =
+                |unfit: &Unfit| matches!(unfit, Unfit::Connect(ConnectError::Foreign { .. }));
+            let foreign = failed.iter().any(is_foreign);
             let mend = match foreign {
                 true => {
                     "; if the cluster has another CA by now, ask an administrator for a new file"
@@ -207,7 +209,7 @@ impl Context {
             };
             let each: Vec<_> = failed.iter().map(ToString::to_string).collect();
             let each = each.join("; ");
-            Failure::new(format!("no manager of context {} answers: {each}{mend}", self.name))
+            Failure::new(format!("no manager of context {} serves: {each}{mend}", self.name))
         })
     }
 }
