@@ -85,6 +85,12 @@ impl Member {
 
     /// Claims one new task of each service and gives all their files, opened. Earlier tasks of this node end by it.
     pub async fn files(&self, services: &[&str], manager: &str) -> Result<AssignedFiles> {
+        let (_stream, first) = self.open(services, manager).await?;
+        collect(first.tasks, &first.values)
+    }
+
+    /// The same, with the stream that goes on.
+    pub async fn open(&self, services: &[&str], manager: &str) -> Result<(Stream, Assigned)> {
         let (channel, exporter) = connect(&self.address, &self.live).await?;
         let mut api = DispatchClient::new(channel).max_decoding_message_size(1 << 30);
         let mut live = Vec::new();
@@ -97,28 +103,53 @@ impl Member {
             last: None,
             live: live.clone(),
         };
-        let mut parts = api.assignments(request).await?.into_inner();
+        let parts = api.assignments(request).await?.into_inner();
         let info = Info::new(Protocol::ManagerToNode, &self.cluster, manager, &self.id);
-        let info = info.exporter(&exporter);
-        let mut opener: Option<StreamOpener> = None;
-        let (mut values, mut tasks) = (BTreeMap::new(), Vec::new());
+        let mut stream = Stream { parts, keys, info: info.exporter(&exporter), opener: None };
+        let first = stream.next().await?;
+        Ok((stream, first))
+    }
+}
+
+/// What one change of an assignment brought.
+#[derive(Debug, Default)]
+pub struct Assigned {
+    /// Tasks that are new or other.
+    pub tasks: Vec<v1::AssignedTaskRecord>,
+    /// Values that came with it, opened, by secret and version.
+    pub values: BTreeMap<(String, u64), Vec<u8>>,
+}
+
+/// A node's open stream of assignments.
+#[derive(Debug)]
+pub struct Stream {
+    parts: tonic::Streaming<v1::AssignmentPart>,
+    keys: EdgeKeyPair,
+    info: Info,
+    opener: Option<StreamOpener>,
+}
+
+impl Stream {
+    /// The next change, whole.
+    pub async fn next(&mut self) -> Result<Assigned> {
+        let mut assigned = Assigned::default();
         loop {
-            let part = parts.message().await?.context("the stream ended early")?;
+            let part = self.parts.message().await?.context("the stream ended early")?;
             if !part.enc.is_empty() {
-                opener = Some(keys.stream_opener(&part.enc, &info)?);
+                self.opener = Some(self.keys.stream_opener(&part.enc, &self.info)?);
             }
-            let opener = opener.as_mut().context("no part had HPKE's key")?;
+            let opener = self.opener.as_mut().context("no part had HPKE's key")?;
             let revision = part.results_in.context("a part without a revision")?;
             for record in &part.values {
                 let key = record.key.clone().context("a value without a key")?;
                 let aad = Aad::new().text(&key.secret).number(key.version);
                 let aad = aad.number(revision.incarnation).number(revision.index);
                 let opened = opener.open(&aad, &record.ciphertext)?;
-                values.insert((key.secret, key.version), opened.as_slice().to_vec());
+                assigned.values.insert((key.secret, key.version), opened.as_slice().to_vec());
             }
-            tasks.extend(part.tasks);
+            assigned.tasks.extend(part.tasks);
             if !part.more {
-                return collect(tasks, &values);
+                return Ok(assigned);
             }
         }
     }

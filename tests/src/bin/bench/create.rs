@@ -69,12 +69,26 @@ pub(crate) async fn create_all(
     limit: Duration,
 ) -> f64 {
     let first = operators.first().expect("there is a caller");
-    let sealed: Vec<_> = names.map(|name| first.new_secret(&name, &VALUE)).collect();
-    let waiting = Arc::new(Mutex::new(sealed));
+    let sealed = seal(first, names);
+    create_sealed(operators.iter().map(|operator| (operator.clone(), sealed.clone())), limit).await
+}
+
+/// New secrets that callers of one manager take turns with.
+pub(crate) type Sealed = Arc<Mutex<Vec<v1::CreateSecretRequest>>>;
+
+/// Seals values to the manager of this operator.
+pub(crate) fn seal(by: &Operator, names: impl Iterator<Item = String>) -> Sealed {
+    Arc::new(Mutex::new(names.map(|name| by.new_secret(&name, &VALUE)).collect()))
+}
+
+/// Creates what is sealed already, as [`create_all`].
+pub(crate) async fn create_sealed(
+    operators: impl Iterator<Item = (Operator, Sealed)>,
+    limit: Duration,
+) -> f64 {
     let start = Instant::now();
     let callers: Vec<_> = operators
-        .iter()
-        .map(|operator| tokio::spawn(caller(operator.clone(), waiting.clone(), start + limit)))
+        .map(|(operator, sealed)| tokio::spawn(caller(operator, sealed, start + limit)))
         .collect();
     let mut created = 0;
     for caller in callers {
@@ -83,11 +97,7 @@ pub(crate) async fn create_all(
     f64::from(created) / start.elapsed().as_secs_f64()
 }
 
-async fn caller(
-    mut operator: Operator,
-    waiting: Arc<Mutex<Vec<v1::CreateSecretRequest>>>,
-    end: Instant,
-) -> u32 {
+async fn caller(mut operator: Operator, waiting: Sealed, end: Instant) -> u32 {
     let mut created = 0;
     while Instant::now() < end {
         let Some(request) = waiting.lock().expect("no panic").pop() else { break };

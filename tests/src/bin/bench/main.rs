@@ -1,12 +1,15 @@
-//! Measures what users feel, as ratios within one run: reads through the mount, rotations, creates, and 100,000 secrets.
+//! Measures what users feel, as ratios within one run: reads through the mount, rotations, creates, 100,000 secrets, three
+//! managers, and 10,000 nodes.
 //!
-//! `bench [a|b|c|d]… [--json FILE] [--gate]`; `scripts/bench` builds it and the `keyhole` that it measures. Real daemons,
+//! `bench [a|b|c|d|e|f]… [--json FILE] [--gate]`; `scripts/bench` builds it and the `keyhole` that it measures. Real daemons,
 //! mounts and disks, as in the tests. Invariants: an aim is written here and nowhere else; what is measured against each
 //! other is measured in turns, so that a machine that is busy with something else slows both down.
 
+mod cluster;
 mod create;
 mod cycle;
 mod figure;
+mod load;
 mod read;
 mod rotate;
 mod scale;
@@ -16,11 +19,13 @@ use std::process::ExitCode;
 
 use figure::Report;
 
-const USAGE: &str = "usage: bench [a|b|c|d]… [--json FILE] [--gate]
+const USAGE: &str = "usage: bench [a|b|c|d|e|f]… [--json FILE] [--gate]
   a  open+fstat+read+close through the mount, against tmpfs
   b  from exec of `keyhole secret rotate` to the new bytes in a running task
   c  creates per second, against the disk's fdatasync
   d  memory and start of manager and node with 100,000 secrets
+  e  three managers: creates per second, writes after a lost leader, a newcomer
+  f  10,000 nodes on one manager (KEYHOLE_BENCH_NODES: another number)
   --json FILE  also writes the figures there
   --gate       exit 1 when a gated aim is missed";
 
@@ -55,12 +60,12 @@ fn wanted(words: &[&str]) -> Option<Wanted> {
         match *word {
             "--gate" => wanted.gate = true,
             "--json" => wanted.json = Some(words.next()?.into()),
-            "a" | "b" | "c" | "d" => wanted.parts.extend(word.chars()),
+            "a" | "b" | "c" | "d" | "e" | "f" => wanted.parts.extend(word.chars()),
             _ => return None,
         }
     }
     if wanted.parts.is_empty() {
-        wanted.parts = vec!['a', 'b', 'c', 'd'];
+        wanted.parts = vec!['a', 'b', 'c', 'd', 'e', 'f'];
     }
     Some(wanted)
 }
@@ -73,7 +78,9 @@ fn measure(wanted: &Wanted) -> ExitCode {
             'a' => read::measure(),
             'b' => rotate::measure(),
             'c' => create::measure(),
-            _ => scale::measure(),
+            'd' => scale::measure(),
+            'e' => cluster::measure(),
+            _ => load::measure(),
         });
     }
     print!("{}", report.table());
@@ -93,11 +100,11 @@ mod tests {
 
     #[test]
     fn parts_and_options_come_in_any_order_and_none_means_all() {
-        let all = Wanted { parts: vec!['a', 'b', 'c', 'd'], ..Wanted::default() };
+        let all = Wanted { parts: vec!['a', 'b', 'c', 'd', 'e', 'f'], ..Wanted::default() };
         assert_eq!(wanted(&[]), Some(all));
         let some = Wanted { parts: vec!['c', 'a'], json: Some("x".into()), gate: true };
         assert_eq!(wanted(&["c", "--json", "x", "--gate", "a"]), Some(some));
-        assert_eq!(wanted(&["e"]), None);
+        assert_eq!(wanted(&["g"]), None);
         assert_eq!(wanted(&["--json"]), None);
     }
 }

@@ -128,13 +128,13 @@ impl Tasks {
 }
 
 /// MiB of one process.
-struct Memory {
-    rss: f64,
+pub(crate) struct Memory {
+    pub(crate) rss: f64,
     pss: f64,
-    peak: f64,
+    pub(crate) peak: f64,
 }
 
-fn memory(pid: i32) -> Memory {
+pub(crate) fn memory(pid: i32) -> Memory {
     let read =
         |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).expect("the process lives");
     let (rollup, status) = (read("smaps_rollup"), read("status"));
