@@ -425,18 +425,21 @@ fn a_manager_without_a_quorum_sends_its_nodes_away_and_tasks_read_on() {
     managers[0].ok(["service", "create", "web", "--secret", "pw"]);
     let node = managers[0].node();
     let task = node.task("web");
-    for other in &mut managers[1..] {
-        other.manager().signal(Signal::STOP);
-    }
+    let on = node.ok(["node", "status", "--format", "{{.Manager}}"]);
+    let others = |managers: &mut [Cluster], signal| {
+        let elsewhere = |manager: &&mut Cluster| manager.address().to_string() != on.trim();
+        let others: Vec<_> = managers.iter_mut().filter(elsewhere).collect();
+        assert_eq!(others.len(), 2, "the node is on one of them: {on}");
+        others.into_iter().for_each(|other| other.manager().signal(signal));
+    };
+    others(&mut managers, Signal::STOP);
     let trouble = || node.ok(["node", "status", "--format", "{{.Trouble}}"]);
     wait::until("the node to be sent away", || match trouble() {
         why if why.contains("cut off from the other managers") => Ok(()),
         why => Err(why),
     });
     assert_eq!(task.text(node.path("pw")).as_deref(), Ok("v"));
-    for other in &mut managers[1..] {
-        other.manager().signal(Signal::CONT);
-    }
+    others(&mut managers, Signal::CONT);
     wait::until("the node to be back", || match trouble() {
         why if why == "\n" => Ok(()),
         why => Err(why),
