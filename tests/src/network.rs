@@ -1,5 +1,5 @@
 //! A network of a test's own: each host in a network namespace, all on one bridge, where lines can be cut in one
-//! direction or in both.
+//! direction or in both, and slowed.
 //!
 //! The namespaces live as long as the processes that hold them, which end with the test. A cut is a route into nowhere, so
 //! packets are lost as on a broken line, and connections notice nothing but silence.
@@ -36,13 +36,18 @@ impl Namespace {
     }
 
     fn ip(&self, words: &str) {
-        let ran = self.try_ip(words);
-        assert!(ran.status.success(), "ip {words}: {}", String::from_utf8_lossy(&ran.stderr));
+        self.done(&format!("ip {words}"));
     }
 
-    fn try_ip(&self, words: &str) -> std::process::Output {
+    /// Runs a command of iproute2 in it, which must succeed.
+    fn done(&self, words: &str) {
+        let ran = self.tried(words);
+        assert!(ran.status.success(), "{words}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+
+    fn tried(&self, words: &str) -> std::process::Output {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path())).arg("ip").args(words.split(' '));
+        command.arg(format!("--net={}", self.path())).args(words.split(' '));
         command.output().expect("nsenter is there")
     }
 }
@@ -58,7 +63,7 @@ impl Drop for Namespace {
 #[derive(Debug)]
 pub struct Network {
     hosts: Vec<Namespace>,
-    _hub: Namespace,
+    hub: Namespace,
 }
 
 impl Network {
@@ -76,7 +81,7 @@ impl Network {
             host.ip("link set eth0 up");
             host.ip("link set lo up");
         }
-        Self { hosts, _hub: hub }
+        Self { hosts, hub }
     }
 
     /// How many hosts there are.
@@ -107,12 +112,23 @@ impl Network {
         }
     }
 
-    /// All lines are whole again.
+    /// All that a host sends and gets goes through a line of 50 kB a second, on which it waits for up to 0.4 s, and is
+    /// lost when more is sent.
+    pub fn slow(&self, host: usize) {
+        const LINE: &str = "root tbf rate 400kbit burst 5kb latency 400ms";
+        self.hosts[host].done(&format!("tc qdisc replace dev eth0 {LINE}"));
+        self.hub.done(&format!("tc qdisc replace dev line{host} {LINE}"));
+    }
+
+    /// All lines are whole and fast again.
     pub fn heal(&self) {
         for (from, host) in self.hosts.iter().enumerate() {
+            // It may be fast.
+            let _ = host.tried("tc qdisc del dev eth0 root");
+            let _ = self.hub.tried(&format!("tc qdisc del dev line{from} root"));
             for to in (0..self.hosts.len()).filter(|to| *to != from) {
                 // There may be none.
-                let _ = host.try_ip(&format!("route del blackhole {}/32", address(to)));
+                let _ = host.tried(&format!("ip route del blackhole {}/32", address(to)));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Concurrent clients against several managers while these are killed, paused, cut off and restarted with other clocks:
+//! Concurrent clients against several managers while these are killed, paused, cut off, slowed and restarted with other clocks:
 //! the history of each secret must be linearizable.
 //!
 //! `KEYHOLE_SEED` repeats the choices of a run, `KEYHOLE_SOAK` makes it ten minutes long.
@@ -173,7 +173,7 @@ impl Faults<'_> {
         let leader = self.leader();
         let other = (leader + 1 + self.choices.below(hosts - 1)) % hosts;
         let moment = Duration::from_millis(300 + self.choices.next() % 1500);
-        let kind = self.choices.below(8);
+        let kind = self.choices.below(10);
         match kind {
             0 | 1 => {
                 let lost = if kind == 0 { leader } else { other };
@@ -206,6 +206,12 @@ impl Faults<'_> {
                 std::thread::sleep(moment);
                 self.network.heal();
                 "cut in one direction"
+            }
+            7 | 8 => {
+                self.network.slow(if kind == 7 { leader } else { other });
+                std::thread::sleep(moment);
+                self.network.heal();
+                "slowed"
             }
             _ => {
                 let seconds = self.choices.below(1200) as i64 - 600;
