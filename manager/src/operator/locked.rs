@@ -23,8 +23,9 @@ use crate::store_keys::UNLOCK_KEY;
 
 /// After a wrong key.
 const PAUSE: Duration = Duration::from_secs(1);
-/// So many wrong attempts are kept for the audit, which opens later; more are counted.
-const KEPT: usize = 50;
+/// So many wrong attempts are kept for the audit, which opens later, writes the first of them, and counts the others. At one
+/// a second they are those of almost three hours.
+const KEPT: usize = 10_000;
 
 type Reply<T> = Result<T, Status>;
 
