@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+use keyhole_wire::http2;
 use tonic::{Code, Status};
 
 use crate::render::printable;
@@ -160,6 +161,11 @@ impl From<Status> for Failure {
 
 /// The other side's own words, or what happened on the way to it.
 fn wording(status: &Status) -> String {
+    if http2::never_sent(status) {
+        return "the other side closed the connection before it was asked for this, as one that stops does; nothing was \
+                done: try again"
+            .to_owned();
+    }
     if let Some(cause) = status.source() {
         return format!(
             "the connection was lost before an answer came ({}); the change may have been made or not: look, then \

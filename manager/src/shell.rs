@@ -23,7 +23,7 @@ use crate::audit::AuditLog;
 use crate::authz::{Action, Authorized, Gate, OperatorSubject, OwnWork, act};
 use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
-    Change, Peer, PeerCalls, Progress, ProposeError, RaftHandle, SnapshotData,
+    self, Change, Peer, PeerCalls, Progress, ProposeError, RaftHandle, SnapshotData,
     Status as RaftStatus, unavailable,
 };
 use crate::seal::Keyring;
@@ -165,13 +165,14 @@ impl Shell {
         self.authorize(request)
     }
 
-    /// Proposes what another manager passed on, if this one leads; its index once it is committed.
+    /// Proposes what another manager passed on, if this one leads in this term; its index once it is committed.
     pub(crate) async fn propose_forwarded(
         &self,
         _by: &Authorized<act::Forward>,
-        envelope: Envelope,
+        command: raft::Command,
+        term: u64,
     ) -> Result<u64, Status> {
-        self.peer_calls().propose(envelope).await
+        self.peer_calls().propose(command, term).await
     }
 
     /// Up to where a read must be applied to see all that was committed before this call, if this manager leads.

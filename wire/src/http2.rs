@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Channel`] from here never reconnects by itself.
 
+use std::error::Error as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use std::task::{Context, Poll};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Error, Uri};
 use tower::service_fn;
 
@@ -30,6 +32,24 @@ pub enum SpeakError {
     Silent,
 }
 
+/// The connection had ended before a request was made on it.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection ended")]
+struct Ended;
+
+/// Whether a call that failed was not even sent, because its connection had ended before.
+#[must_use]
+pub fn never_sent(failed: &Status) -> bool {
+    let mut cause = failed.source();
+    while let Some(error) = cause {
+        if error.is::<Ended>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Speaks HTTP/2 on `stream` as `endpoint` says, from when the other side has said its first word: a request on a
 /// connection that a stopping server has not taken up yet would be lost without a word.
 pub async fn speak<S>(endpoint: Endpoint, stream: S) -> Result<Channel, SpeakError>
@@ -40,8 +60,7 @@ where
     let once = Arc::new(Mutex::new(Some(FirstRead { stream, tell: Some(tell) })));
     let connector = service_fn(move |_: Uri| {
         let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let used = || io::Error::new(io::ErrorKind::NotConnected, "the connection ended");
-        async move { stream.map(TokioIo::new).ok_or_else(used) }
+        async move { stream.map(TokioIo::new).ok_or(Ended) }
     });
     let channel = endpoint.user_agent(USER_AGENT)?.connect_with_connector(connector).await?;
     match first.await {

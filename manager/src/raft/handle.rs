@@ -4,6 +4,7 @@
 //! that the caller's next read sees it.
 use super::log::{LogStore, on_disk};
 use super::machine::{Change, Live, Loader, StateMachine};
+use super::outcomes::{Fate, Sent};
 use super::peers::{Dial, Peers};
 use super::policy::{LogLimits, keep_log_short, raft_config};
 use super::snapshot::{SnapshotBuilder, SnapshotData};
@@ -15,11 +16,12 @@ use crate::store::{
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{SecretBytes, give_back_free_memory};
 use keyhole_state::{Applied, AuditRecord, Envelope, Rejected, State};
-use openraft::alias::WatchReceiverOf;
+use openraft::alias::{CommittedLeaderIdOf, WatchReceiverOf};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
-    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+    ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
 };
+use openraft::impls::ProgressResponder;
 use openraft::metrics::RaftServerMetrics;
 use openraft::network::NetSnapshot;
 use openraft::{
@@ -83,7 +85,7 @@ pub enum ProposeError {
         /// Why.
         reason: String,
     },
-    /// Leadership was lost on the way: the command may or may not come to be.
+    /// Leadership was lost on the way, and it did not show in time whether the command will come to be.
     #[error("leadership changed on the way; look whether the command was done before repeating it")]
     Unknown,
     /// Raft has stopped.
@@ -254,63 +256,114 @@ impl RaftHandle {
         &self.peers
     }
 
-    /// Proposes a command here, or by the leader; answered when it is committed and applied here.
+    /// Proposes a command here, or by the leader; answered when it is committed and applied here. However often leaders
+    /// change meanwhile, it is done once.
     pub async fn propose(&self, envelope: Envelope) -> Result<Committed, ProposeError> {
+        let envelope = Arc::new(envelope);
+        let command = Command { envelope, proposal: fresh_proposal()? };
         let mut patience = self.patience();
         loop {
-            let proposed = match self.propose_here(envelope.clone()).await {
-                Err(ProposeError::NotLeader { leader: Some((leader, peer)) }) => {
-                    self.propose_there(leader, peer, &envelope).await
-                }
-                here => here,
-            };
-            match proposed {
+            match self.propose_once(&command).await {
                 Err(ProposeError::NotLeader { .. }) if patience.once_more().await => {}
                 done => return done,
             }
         }
     }
 
-    /// Proposes a command if this manager leads.
-    pub async fn propose_here(&self, envelope: Envelope) -> Result<Committed, ProposeError> {
-        let written = self.raft.client_write(Command(Arc::new(envelope))).await;
-        let written = written.map_err(|error| match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => not_leader(to),
-            RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Unknown,
-            other => ProposeError::Stopped { reason: other.to_string() },
-        })?;
-        match written.data {
-            Some(result) => Ok(Committed { index: written.log_id.index, result }),
-            None => Err(ProposeError::Unknown),
+    /// [`ProposeError::NotLeader`] means that the command will not come to be, and may be proposed again.
+    async fn propose_once(&self, command: &Command) -> Result<Committed, ProposeError> {
+        let (term, leader, peer) =
+            self.leading().ok_or(ProposeError::NotLeader { leader: None })?;
+        let after = *self.live.applied().borrow();
+        let sent = Sent { proposal: command.proposal, term, after };
+        let proposed = match leader == self.identity().member {
+            true => self.propose_here(command.clone(), term).await,
+            false => match self.propose_there(term, (leader, peer), command).await {
+                // It is committed; what came of it is the same here.
+                Ok(()) => return self.settle(sent).await,
+                Err(error) => Err(error),
+            },
+        };
+        match proposed {
+            Err(ProposeError::Unknown) => self.settle(sent).await,
+            known => known,
         }
     }
 
+    /// Proposes a command if this manager leads in this term.
+    pub(super) async fn propose_here(
+        &self,
+        command: Command,
+        term: u64,
+    ) -> Result<Committed, ProposeError> {
+        let stopped =
+            |fatal: Fatal<TypeConfig>| ProposeError::Stopped { reason: fatal.to_string() };
+        let (responder, answer) = ProgressResponder::complete_only();
+        let leader = CommittedLeaderIdOf::<TypeConfig>::new(term);
+        let write = self.raft.write(command).with_leader(leader).responder(responder);
+        write.await.map_err(stopped)?;
+        match answer.await {
+            Ok(Ok(written)) => {
+                let index = written.log_id.index;
+                let result = written.data.ok_or(ProposeError::Unknown)?;
+                Ok(Committed { index, result })
+            }
+            Ok(Err(ClientWriteError::ForwardToLeader(to))) => Err(not_leader(to)),
+            // It may be in the log by now, and on its way to others.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Has the leader of a term propose a command.
     async fn propose_there(
         &self,
-        leader: u64,
-        peer: Peer,
-        envelope: &Envelope,
-    ) -> Result<Committed, ProposeError> {
-        let reply = match self.peers.propose(leader, &peer, envelope).await {
-            Ok(reply) => reply,
+        term: u64,
+        (leader, peer): (u64, Peer),
+        command: &Command,
+    ) -> Result<(), ProposeError> {
+        match self.peers.propose((leader, &peer), command, term).await {
+            Ok(reply) if reply.refused.is_empty() => Ok(()),
+            Ok(reply) => Err(ProposeError::Refused { reason: reply.refused }),
             Err(error) => {
                 tracing::debug!(leader, %error, "the leader did not take a command");
-                return Err(match error.not_sent() {
+                Err(match error.not_sent() {
                     true => ProposeError::NotLeader { leader: Some((leader, peer)) },
                     false => ProposeError::Unknown,
-                });
+                })
             }
-        };
-        if !reply.refused.is_empty() {
-            return Err(ProposeError::Refused { reason: reply.refused });
         }
-        let index = reply.index;
-        // It is committed; what came of it is the same here.
-        if !self.wait_applied(index, PATIENCE).await {
-            return Err(ProposeError::Unknown);
-        }
-        let result = self.live.outcome(index).ok_or(ProposeError::Unknown)?;
-        Ok(Committed { index, result })
+    }
+
+    /// Finds out what became of a command: all that is committed is applied here, too.
+    async fn settle(&self, sent: Sent) -> Result<Committed, ProposeError> {
+        let (mut applied, mut metrics) = (self.live.applied(), self.raft.server_metrics());
+        let settled = tokio::time::timeout(PATIENCE, async {
+            loop {
+                applied.mark_unchanged();
+                match self.live.fate(sent) {
+                    Fate::Applied(index, result) => return Ok(Committed { index, result }),
+                    Fate::Discarded => return Err(ProposeError::NotLeader { leader: None }),
+                    Fate::Forgotten => return Err(ProposeError::Unknown),
+                    Fate::Pending => {}
+                }
+                tokio::select! {
+                    _ = applied.changed() => {}
+                    running = metrics.changed() => if running.is_err() {
+                        return Err(ProposeError::Unknown);
+                    },
+                }
+            }
+        });
+        settled.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// The term, and who leads in it.
+    fn leading(&self) -> Option<(u64, u64, Peer)> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let peer = metrics.membership_config.membership().get_node(&leader)?;
+        Some((metrics.vote.leader_id.term, leader, peer.clone()))
     }
 
     fn patience(&self) -> Patience {
@@ -421,7 +474,7 @@ impl RaftHandle {
                 None => "no other manager that votes is in reach".to_owned(),
             });
         };
-        let stopped = |fatal: openraft::errors::Fatal<TypeConfig>| fatal.to_string();
+        let stopped = |fatal: Fatal<TypeConfig>| fatal.to_string();
         self.raft.trigger().transfer_leader(to).await.map_err(stopped)?;
         let own = status.member;
         let led = |metrics: &RaftMetrics<TypeConfig>| {
@@ -565,6 +618,14 @@ impl Patience {
         self.leader = self.metrics.borrow_watched().current_leader;
         true
     }
+}
+
+/// Told from all others on their way at the same time.
+fn fresh_proposal() -> Result<u64, ProposeError> {
+    let mut bytes = [0; 8];
+    let filled = getrandom::fill(&mut bytes);
+    filled.map_err(|error| ProposeError::Stopped { reason: error.to_string() })?;
+    Ok(u64::from_le_bytes(bytes).max(1))
 }
 
 fn not_leader(to: ForwardToLeader<TypeConfig>) -> ProposeError {

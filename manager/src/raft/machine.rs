@@ -4,6 +4,7 @@
 //! once to the state; who waits for a position learns of it only after the state is there.
 use super::handle::Observer;
 use super::log::{LogStore, READ_BYTES, on_disk};
+use super::outcomes::{Fate, Outcomes, Sent};
 use super::snapshot::{SnapshotBuilder, SnapshotData, StoredRows};
 use super::types::{
     Command, Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, position,
@@ -19,15 +20,13 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::{broadcast, watch};
 
 /// How many changes a slow subscriber may be behind before it has to look at everything.
 const CHANGES: usize = 1024;
-/// So many commands may be on their way from one manager through another one.
-const OUTCOMES: usize = 4096;
 
 /// The log moved on.
 #[derive(Debug, Clone)]
@@ -52,12 +51,13 @@ struct LiveInner {
     applied: watch::Sender<u64>,
     observer: Observer,
     /// What came of the last entries that nobody here waits for: another manager may have proposed them for this one.
-    outcomes: Mutex<VecDeque<(u64, Result<Applied, Rejected>)>>,
+    outcomes: Mutex<Outcomes>,
 }
 
 impl Live {
     pub(crate) fn new(state: State, observer: Observer) -> Self {
         let applied = watch::channel(state.index()).0;
+        let outcomes = Mutex::new(Outcomes::since(state.index()));
         let changes = broadcast::channel(CHANGES).0;
         Self {
             inner: Arc::new(LiveInner {
@@ -65,7 +65,7 @@ impl Live {
                 changes,
                 applied,
                 observer,
-                outcomes: Mutex::default(),
+                outcomes,
             }),
         }
     }
@@ -82,22 +82,12 @@ impl Live {
         self.inner.applied.subscribe()
     }
 
-    /// What came of an entry that was applied here a moment ago, and was proposed elsewhere.
-    pub(crate) fn outcome(&self, index: u64) -> Option<Result<Applied, Rejected>> {
-        let outcomes = self.outcomes();
-        let at = outcomes.binary_search_by_key(&index, |(index, _)| *index).ok()?;
-        outcomes.get(at).map(|(_, outcome)| outcome.clone())
+    /// What became of a command, unless its proposer here was told.
+    pub(super) fn fate(&self, sent: Sent) -> Fate {
+        self.outcomes().fate(sent)
     }
 
-    fn keep_outcome(&self, index: u64, outcome: Result<Applied, Rejected>) {
-        let mut outcomes = self.outcomes();
-        if outcomes.len() == OUTCOMES {
-            outcomes.pop_front();
-        }
-        outcomes.push_back((index, outcome));
-    }
-
-    fn outcomes(&self) -> MutexGuard<'_, VecDeque<(u64, Result<Applied, Rejected>)>> {
+    fn outcomes(&self) -> MutexGuard<'_, Outcomes> {
         self.inner.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -167,8 +157,12 @@ impl StateMachine {
 
     fn apply_entry(&mut self, entry: Entry, awaited: bool) -> Response {
         let id = entry.log_id;
+        let mut proposal = 0;
         let response = match entry.payload {
-            EntryPayload::Normal(command) => Some(self.apply_command(&id, &command)),
+            EntryPayload::Normal(command) => {
+                proposal = command.proposal;
+                Some(self.apply_command(&id, &command))
+            }
             EntryPayload::Blank => None,
             EntryPayload::Membership(membership) => {
                 self.meta.last_membership = StoredMembership::new(Some(id), membership);
@@ -185,9 +179,9 @@ impl StateMachine {
             }
         };
         self.store.put_rows(self.row_changes(&rows), meta_bytes(&self.meta));
-        if let Some(outcome) = response.as_ref().filter(|_| !awaited) {
-            self.live.keep_outcome(id.index, outcome.clone());
-        }
+        let kept = response.as_ref().filter(|_| !awaited && proposal != 0);
+        let outcome = kept.map(|outcome| (proposal, outcome.clone()));
+        self.live.outcomes().applied(position(&id), outcome);
         let operators = rows.iter().any(|key| matches!(key, RowKey::Operator(_)));
         self.live.announce(id.index, nodes, operators);
         response
@@ -222,7 +216,7 @@ impl StateMachine {
     }
 
     fn apply_command(&self, id: &LogId, command: &Command) -> Result<Applied, Rejected> {
-        let envelope = &*command.0;
+        let envelope = &*command.envelope;
         let (names, result) = self.live.change(|state| {
             let names = state.audit_objects(&envelope.command);
             (names, state.apply(id.index, envelope))
@@ -288,6 +282,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         });
         self.meta = meta.clone();
         self.snapshotted = true;
+        *self.live.outcomes() = Outcomes::since(index);
         self.live.announce(index, nodes, true);
         Ok(())
     }

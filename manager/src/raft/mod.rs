@@ -10,6 +10,7 @@ mod log;
 mod machine;
 mod membership;
 mod offline;
+mod outcomes;
 mod peer_calls;
 mod peer_codec;
 mod peer_service;

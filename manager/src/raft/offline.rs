@@ -107,7 +107,8 @@ impl Offline {
         let last = bounds.last.max(applied).unwrap_or_default();
         let term = vote.map_or(0, |vote| vote.leader_id.term).max(last.term) + 1;
         let at = Position { term, index: last.index + 1 };
-        let begun = self.machine.begin(alone(at, member)?, &Command(Arc::new(envelope)));
+        let command = Command { envelope: Arc::new(envelope), proposal: 0 };
+        let begun = self.machine.begin(alone(at, member)?, &command);
         if begun.is_ok() {
             forget_log(&self.store, at, member.id).await?;
         }

@@ -5,12 +5,11 @@
 use super::handle::{ProposeError, RaftHandle};
 use super::peer_codec as codec;
 use super::snapshot::SnapshotInput;
-use super::types::TypeConfig;
+use super::types::{Command, TypeConfig};
 use super::wire::{vote_in, vote_out};
 use crate::status::invalid;
 use futures::{Stream, StreamExt};
 use keyhole_proto::v1;
-use keyhole_state::Envelope;
 use openraft::alias::SnapshotOf;
 use openraft::errors::{Fatal, RaftError};
 use tonic::{Code, Status};
@@ -116,10 +115,10 @@ impl PeerCalls {
         Ok(codec::transferred_out(reply))
     }
 
-    /// Proposes what another manager passed on, if this one leads; its index once it is committed. The caller has asked
-    /// the state whether that manager may.
-    pub async fn propose(&self, envelope: Envelope) -> Result<u64, Status> {
-        match self.0.propose_here(envelope).await {
+    /// Proposes what another manager passed on, if this one leads in this term; its index once it is committed. The
+    /// caller has asked the state whether that manager may.
+    pub async fn propose(&self, command: Command, term: u64) -> Result<u64, Status> {
+        match self.0.propose_here(command, term).await {
             Ok(committed) => Ok(committed.index),
             Err(error @ ProposeError::NotLeader { .. }) => {
                 Err(Status::failed_precondition(error.to_string()))

@@ -2,6 +2,7 @@
 //!
 //! Depends on the gate and on what the calls do. Invariant: only a manager that was let in and not removed is heard.
 use super::handle::Progress;
+use super::types::Command;
 use crate::authz::{Action, act};
 use crate::codec::decode_envelope;
 use crate::elsewhere;
@@ -55,7 +56,8 @@ impl v1::peer_server::Peer for PeerApi {
 
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Reply<v1::ProposeReply> {
         let by = self.0.authorize::<act::Forward, _>(&request)?;
-        let envelope = request.into_inner().envelope.ok_or_else(|| invalid("no command"))?;
+        let v1::ProposeRequest { envelope, proposal, term } = request.into_inner();
+        let envelope = envelope.ok_or_else(|| invalid("no command"))?;
         let envelope = decode_envelope(envelope).map_err(invalid)?;
         let from = by.subject().member();
         if let Err(reason) = self.0.view(&by, |state| state.admit_forwarded(from, &envelope)) {
@@ -63,7 +65,8 @@ impl v1::peer_server::Peer for PeerApi {
             self.0.audit.refused_actor(&envelope.actor, act::Forward::NAME, &refused);
             return Ok(Response::new(v1::ProposeReply { index: 0, refused }));
         }
-        let index = self.0.propose_forwarded(&by, envelope).await?;
+        let command = Command { envelope: Arc::new(envelope), proposal };
+        let index = self.0.propose_forwarded(&by, command, term).await?;
         Ok(Response::new(v1::ProposeReply { index, refused: String::new() }))
     }
 

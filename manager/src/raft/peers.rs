@@ -6,7 +6,7 @@
 use super::machine::Live;
 use super::peer_codec as codec;
 use super::snapshot::SnapshotData;
-use super::types::{Peer, TypeConfig, Vote};
+use super::types::{Command, Peer, TypeConfig, Vote};
 use super::wire::{vote_in, vote_out};
 use crate::codec::encode_envelope;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use futures::Stream;
 use keyhole_domain::ClusterId;
 use keyhole_proto::v1;
 use keyhole_proto::v1::peer_client::PeerClient;
-use keyhole_state::Envelope;
+use keyhole_wire::http2;
 use keyhole_wire::tls::{
     ConnectError, Identity, LiveTls, ManagerConnection, Role, connect_manager,
 };
@@ -96,7 +96,9 @@ impl PeerError {
     pub(crate) fn not_sent(&self) -> bool {
         match self {
             Self::Unready { .. } | Self::Connect(_) | Self::Another { .. } => true,
-            Self::Status(status) => status.code() == Code::FailedPrecondition,
+            Self::Status(status) => {
+                status.code() == Code::FailedPrecondition || http2::never_sent(status)
+            }
             Self::TimedOut(_) | Self::Content(_) => false,
         }
     }
@@ -166,16 +168,17 @@ impl Peers {
         self.inner.removed.subscribe()
     }
 
-    /// Asks the leader to propose a command.
+    /// Asks the leader of a term to propose a command.
     pub(crate) async fn propose(
         &self,
-        leader: u64,
-        peer: &Peer,
-        envelope: &Envelope,
+        leader: (u64, &Peer),
+        command: &Command,
+        term: u64,
     ) -> Result<v1::ProposeReply, PeerError> {
-        let request = v1::ProposeRequest { envelope: Some(encode_envelope(envelope)) };
+        let envelope = Some(encode_envelope(&command.envelope));
+        let request = v1::ProposeRequest { envelope, proposal: command.proposal, term };
         let call = |mut client: PeerClient<Channel>| async move { client.propose(request).await };
-        self.call((leader, peer), Lane::Pulse, PROPOSING, call).await
+        self.call(leader, Lane::Pulse, PROPOSING, call).await
     }
 
     /// Asks the leader up to where a read must be applied.

@@ -21,7 +21,12 @@ pub struct Peer {
 
 /// A command in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command(pub Arc<Envelope>);
+pub struct Command {
+    /// The command.
+    pub envelope: Arc<Envelope>,
+    /// By this its proposer knows it again, if the answer is lost on the way; random, 0: nobody asks.
+    pub proposal: u64,
+}
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,6 +34,8 @@ impl fmt::Display for Command {
     }
 }
 
+/// What applying a command gave.
+pub(crate) type Answer = Result<Applied, Rejected>;
 /// What applying an entry gave; `None` for entries that are no commands.
 pub type Response = Option<Result<Applied, Rejected>>;
 

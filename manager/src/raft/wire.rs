@@ -20,12 +20,16 @@ const SNAPSHOT_FORMAT: u32 = 1;
 
 pub(super) fn entry_out(entry: &Entry) -> v1::LogEntry {
     use v1::log_entry::Payload;
-    let payload = match &entry.payload {
-        EntryPayload::Blank => Payload::Blank(v1::Blank {}),
-        EntryPayload::Normal(command) => Payload::Command(encode_envelope(&command.0)),
-        EntryPayload::Membership(membership) => Payload::Membership(membership_out(membership)),
+    let (payload, proposal) = match &entry.payload {
+        EntryPayload::Blank => (Payload::Blank(v1::Blank {}), 0),
+        EntryPayload::Normal(Command { envelope, proposal }) => {
+            (Payload::Command(encode_envelope(envelope)), *proposal)
+        }
+        EntryPayload::Membership(membership) => {
+            (Payload::Membership(membership_out(membership)), 0)
+        }
     };
-    v1::LogEntry { log: Some(log_out(&entry.log_id)), payload: Some(payload) }
+    v1::LogEntry { log: Some(log_out(&entry.log_id)), payload: Some(payload), proposal }
 }
 
 pub(super) fn entry_in(entry: v1::LogEntry) -> io::Result<Entry> {
@@ -37,7 +41,8 @@ pub(super) fn entry_in(entry: v1::LogEntry) -> io::Result<Entry> {
         Some(Payload::Blank(_)) => EntryPayload::Blank,
         Some(Payload::Command(envelope)) => {
             let envelope = decode_envelope(envelope).map_err(|e| bad(e.to_string()))?;
-            EntryPayload::Normal(Command(Arc::new(envelope)))
+            let envelope = Arc::new(envelope);
+            EntryPayload::Normal(Command { envelope, proposal: entry.proposal })
         }
         Some(Payload::Membership(membership)) => {
             EntryPayload::Membership(membership_in(membership)?)
@@ -179,6 +184,8 @@ pub(crate) fn invalid(why: String) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use keyhole_domain::{NodeId, Timestamp};
+    use keyhole_state::{Actor, Envelope};
 
     fn membership() -> Membership {
         let peer = |n: u64| Peer { address: format!("10.0.0.{n}:7000"), name: format!("m{n}") };
@@ -192,7 +199,11 @@ mod tests {
             assert_eq!(vote_from(&vote_bytes(&vote)).unwrap(), vote);
         }
         let at = Position { term: 3, index: 9 };
-        for payload in [EntryPayload::Blank, EntryPayload::Membership(membership())] {
+        let actor = Actor::Manager(2);
+        let command = keyhole_state::Command::RemoveOperator { id: NodeId::from_entropy([4; 16]) };
+        let envelope = Arc::new(Envelope { at: Timestamp(5), actor, command });
+        let command = EntryPayload::Normal(Command { envelope, proposal: u64::MAX });
+        for payload in [EntryPayload::Blank, command, EntryPayload::Membership(membership())] {
             let entry = Entry { log_id: log_id(at), payload };
             assert_eq!(entry_from(at, entry_bytes(&entry).into()).unwrap(), entry);
             let elsewhere = Position { term: 3, index: 8 };
@@ -214,7 +225,7 @@ mod tests {
         let newer = v1::SnapshotHeader { format: 2, ..Default::default() };
         assert!(header_in(newer).unwrap_err().to_string().contains("format 2"));
         let at = Position { term: 1, index: 1 };
-        let unknown = v1::LogEntry { log: Some(log_out(&log_id(at))), payload: None };
+        let unknown = v1::LogEntry { log: Some(log_out(&log_id(at))), payload: None, proposal: 0 };
         assert!(entry_from(at, unknown.encode_to_vec().into()).is_err());
     }
 }

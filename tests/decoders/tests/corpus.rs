@@ -150,8 +150,9 @@ fn peer_calls(commands: &[Vec<u8>]) -> Vec<Vec<u8>> {
     };
     let command = v1::Envelope::decode(&*commands[1]).expect("a command");
     let payloads = [Payload::Command(command), Payload::Membership(membership.clone())];
-    let entries: Vec<_> =
-        payloads.map(|payload| v1::LogEntry { log: log(), payload: Some(payload) }).into();
+    let entries: Vec<_> = payloads
+        .map(|payload| v1::LogEntry { log: log(), payload: Some(payload), proposal: 7 })
+        .into();
     let applied = v1::SnapshotHeader {
         format: 1,
         last: log(),

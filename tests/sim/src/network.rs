@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::Stream;
 use keyhole_manager::codec::decode_envelope;
 use keyhole_manager::raft::{
-    Dial, PeerCalls, PeerLine, Peers, RaftHandle, SnapshotData, TypeConfig, Vote,
+    Command, Dial, PeerCalls, PeerLine, Peers, RaftHandle, SnapshotData, TypeConfig, Vote,
 };
 use keyhole_proto::v1;
 use keyhole_proto::v1::peer_server::{Peer, PeerServer};
@@ -214,13 +214,15 @@ impl Peer for SimPeer {
 
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Reply<v1::ProposeReply> {
         // Of whom it comes the certificate would say; here the actor does.
-        let envelope = request.into_inner().envelope.ok_or_else(not_here)?;
+        let v1::ProposeRequest { envelope, proposal, term } = request.into_inner();
+        let envelope = envelope.ok_or_else(not_here)?;
         let envelope = decode_envelope(envelope).map_err(|e| Status::internal(e.to_string()))?;
         let from = cast::passed_on_by(&envelope);
         if let Err(why) = self.replica.read(|state| state.admit_forwarded(from, &envelope)) {
             return Ok(Response::new(v1::ProposeReply { index: 0, refused: why.to_string() }));
         }
-        let index = self.calls.propose(envelope).await?;
+        let command = Command { envelope: Arc::new(envelope), proposal };
+        let index = self.calls.propose(command, term).await?;
         Ok(Response::new(v1::ProposeReply { index, refused: String::new() }))
     }
 
