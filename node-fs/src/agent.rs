@@ -6,19 +6,21 @@
 
 mod assembly;
 mod backoff;
+mod choice;
 mod errands;
 mod session;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Instant;
 
-use keyhole_domain::{NodeId, Revision, TaskId};
+use keyhole_domain::{Revision, TaskId};
 use keyhole_wire::seal::SealError;
 use keyhole_wire::tls::ConnectError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use assembly::{StreamError, follow};
 use backoff::Backoff;
+use choice::{Hearing, addresses};
 use errands::Errands;
 
 use crate::core::{CoreHandle, Ending};
@@ -77,6 +79,12 @@ pub enum AgentError {
     /// The worker ends.
     #[error(transparent)]
     Ending(#[from] Ending),
+}
+
+impl AgentError {
+    fn is_removal(&self) -> bool {
+        matches!(self, Self::Removed { .. })
+    }
 }
 
 /// Why a task is not claimed.
@@ -153,6 +161,7 @@ pub struct Agent {
     configured: Vec<String>,
     /// The highest revision ever seen.
     seen: Revision,
+    hearing: Hearing,
     errands: Errands,
     requests: mpsc::UnboundedReceiver<Request>,
     status: watch::Sender<AgentStatus>,
@@ -179,6 +188,7 @@ pub fn agent(
         core,
         configured,
         seen,
+        hearing: Hearing::default(),
         errands,
         requests: receiver,
         status,
@@ -188,45 +198,35 @@ pub fn agent(
     (agent, AgentHandle { requests, status: status_out, managers: managers_out, ca: ca_out })
 }
 
-/// The cluster's own list first; what the operator gave may be out of date. Each node has an order of its own (rendezvous
-/// hashing), so that nodes spread over the managers, and those of a lost one over the others.
-fn addresses(node: &NodeId, managers: &[String], configured: &[String]) -> Vec<String> {
-    let mut all = managers.to_vec();
-    all.sort_by_cached_key(|manager| {
-        let mut hasher = DefaultHasher::new();
-        (node.as_str(), manager).hash(&mut hasher);
-        hasher.finish()
-    });
-    all.extend(configured.iter().filter(|addr| !managers.contains(addr)).cloned());
-    all
-}
-
 impl Agent {
     /// Until the worker ends.
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
-        let mut next = 0_usize;
+        let mut last = None;
         // What the worker before this one was told may name tasks that have ended.
         self.core.detach();
         loop {
             let known = self.managers.borrow().clone();
-            let addr = known.get(next % known.len().max(1)).cloned();
-            let (served, error) = match addr {
-                Some(addr) => self.session(&addr).await,
+            let begun = Instant::now();
+            let (served, error) = match choice::next(&known, last.as_deref()) {
+                Some(addr) => {
+                    let (over, served, error) = self.session(addr).await;
+                    last = Some(over);
+                    (served, error)
+                }
                 None => (false, AgentError::NoManagers),
             };
+            self.hearing.ended(begun.elapsed());
             if let AgentError::Ending(_) = error {
                 return;
             }
             self.core.detach();
             self.say(&error);
-            if let AgentError::Removed { .. } = error {
+            if error.is_removal() {
                 self.leave();
             }
             if served {
                 backoff.reset();
-            } else {
-                next = next.wrapping_add(1);
             }
             if self.pause(backoff.next()).await.is_err() {
                 return;
@@ -261,41 +261,5 @@ impl Agent {
             tracing::warn!(reason = %text, "no stream of assignments");
         }
         self.status.send_replace(AgentStatus { manager: None, trouble: Some(text) });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    /// Which manager each of many nodes calls first.
-    fn first(managers: &[String]) -> Vec<String> {
-        let nodes = (0..3_000_u128).map(|n| NodeId::from_entropy(n.to_be_bytes()));
-        nodes.map(|node| addresses(&node, managers, &[])[0].clone()).collect()
-    }
-
-    #[test]
-    fn nodes_spread_over_managers_and_those_of_a_lost_one_over_the_others() {
-        let managers = ["a:1", "b:1", "c:1"].map(str::to_owned);
-        let before = first(&managers);
-        let mut counts = BTreeMap::new();
-        before.iter().for_each(|to| *counts.entry(to).or_insert(0) += 1);
-        assert!(counts.values().all(|nodes| (900..1_100).contains(nodes)), "{counts:?}");
-        let after = first(&managers[1..]);
-        let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
-        let to_b = moved.clone().filter(|(_, after)| **after == "b:1").count();
-        assert!(moved.clone().all(|(before, _)| before == "a:1"), "others stay where they are");
-        assert!((400..600).contains(&to_b) && moved.count() > 900, "{to_b}");
-    }
-
-    #[test]
-    fn what_the_operator_gave_comes_last_and_once() {
-        let node = NodeId::from_entropy([7; 16]);
-        let known = ["b:1", "a:1"].map(str::to_owned);
-        let given = ["a:1", "old:1"].map(str::to_owned);
-        let all = addresses(&node, &known, &given);
-        assert_eq!((all.len(), all[2].as_str()), (3, "old:1"));
-        assert_eq!(addresses(&node, &[], &given), given, "as he gave them");
     }
 }

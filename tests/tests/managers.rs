@@ -465,6 +465,59 @@ fn keys_rotate_when_a_manager_goes_and_when_an_operator_says_so() {
     });
 }
 
+/// Nothing says that it is gone: no connection ends. When it is back, so are its nodes.
+#[test]
+fn a_manager_that_falls_silent_is_left_within_a_second_and_gone_back_to() {
+    let mut managers = Cluster::of(3);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"0");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    let nodes: Vec<_> = (0..6).map(|at| managers[at % 3].node()).collect();
+    let tasks: Vec<_> = nodes.iter().map(|node| node.task("web")).collect();
+    let on = |at: usize| nodes[at].ok(["node", "status", "--format", "{{.Manager}}"]);
+    let homes: Vec<_> = (0..nodes.len()).map(on).collect();
+    let silent = (0..3)
+        .max_by_key(|at| {
+            let address = format!("{}\n", managers[*at].address());
+            homes.iter().filter(|home| **home == address).count()
+        })
+        .unwrap();
+    let lost = format!("{}\n", managers[silent].address());
+    let its: Vec<_> = (0..nodes.len()).filter(|at| homes[*at] == lost).collect();
+    managers[silent].manager().signal(Signal::STOP);
+    let (started, mut left) = (Instant::now(), Vec::new());
+    wait::until("its nodes to leave it", || {
+        for at in &its {
+            let now = on(*at);
+            if now != lost && now != "\n" && !left.iter().any(|(gone, _)| gone == at) {
+                left.push((*at, started.elapsed()));
+            }
+        }
+        if left.len() == its.len() { Ok(()) } else { Err(format!("{left:?} of {its:?}")) }
+    });
+    let other = &managers[(silent + 1) % 3];
+    wait::until("the others to take a change", || {
+        match other.keyhole_with(["secret", "rotate", "pw", "-"], b"1") {
+            ran if ran.code == 0 => Ok(()),
+            ran => Err(ran.stderr),
+        }
+    });
+    let read = || -> Vec<_> {
+        nodes.iter().zip(&tasks).map(|(node, task)| task.text(node.path("pw")).unwrap()).collect()
+    };
+    wait::until("the change at all nodes", || match read() {
+        now if now.iter().all(|now| now == "1") => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
+    managers[silent].manager().signal(Signal::CONT);
+    wait::until_within(Duration::from_secs(60), "its nodes to go back", || {
+        let now: Vec<_> = its.iter().map(|at| on(*at)).collect();
+        if now.iter().all(|now| *now == lost) { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    assert_eq!(read(), ["1"; 6], "nothing goes back");
+    println!("left after {left:?}");
+    assert!(left[left.len() / 2].1 < Duration::from_secs(1), "{left:?}");
+}
+
 /// It could not tell them of a revocation.
 #[test]
 fn a_manager_without_a_quorum_sends_its_nodes_away_and_tasks_read_on() {

@@ -16,7 +16,7 @@ mod server;
 mod verify;
 
 pub use client::{
-    ConnectError, Exporter, ManagerConnection, connect, connect_manager, fetch_unpinned,
+    ConnectError, Exporter, ManagerConnection, Patience, connect, connect_manager, fetch_unpinned,
 };
 pub use connections::{Chosen, Connections};
 pub use identity::{Identity, IdentityError};

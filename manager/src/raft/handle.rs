@@ -32,7 +32,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Told the audit record of every applied command, in order, on every manager; after a crash it may be told the last
 /// ones again, with their indexes.
@@ -276,17 +276,24 @@ impl RaftHandle {
             self.leading().ok_or(ProposeError::NotLeader { leader: None })?;
         let after = *self.live.applied().borrow();
         let sent = Sent { proposal: command.proposal, term, after };
-        let proposed = match leader == self.identity().member {
-            true => self.propose_here(command.clone(), term).await,
-            false => match self.propose_there(term, (leader, peer), command).await {
-                // It is committed; what came of it is the same here.
-                Ok(()) => return self.settle(sent).await,
-                Err(error) => Err(error),
-            },
+        let settled = self.settle(sent);
+        tokio::pin!(settled);
+        let told = if leader == self.identity().member {
+            self.propose_here(command.clone(), term).await.map(Some)
+        } else {
+            tokio::select! {
+                // Sooner than by an answer that does not come, if the leader is gone.
+                settled = &mut settled => return settled,
+                told = self.propose_there(term, (leader, peer), command) => told.map(|()| None),
+            }
         };
-        match proposed {
-            Err(ProposeError::Unknown) => self.settle(sent).await,
-            known => known,
+        match told {
+            Ok(Some(committed)) => Ok(committed),
+            // It is committed, or may be; what came of it is the same here.
+            Ok(None) | Err(ProposeError::Unknown) => {
+                timeout(PATIENCE, settled).await.unwrap_or(Err(ProposeError::Unknown))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -334,27 +341,24 @@ impl RaftHandle {
         }
     }
 
-    /// Finds out what became of a command: all that is committed is applied here, too.
+    /// Waits until it shows what became of a command: all that is committed is applied here, too.
     async fn settle(&self, sent: Sent) -> Result<Committed, ProposeError> {
         let (mut applied, mut metrics) = (self.live.applied(), self.raft.server_metrics());
-        let settled = tokio::time::timeout(PATIENCE, async {
-            loop {
-                applied.mark_unchanged();
-                match self.live.fate(sent) {
-                    Fate::Applied(index, result) => return Ok(Committed { index, result }),
-                    Fate::Discarded => return Err(ProposeError::NotLeader { leader: None }),
-                    Fate::Forgotten => return Err(ProposeError::Unknown),
-                    Fate::Pending => {}
-                }
-                tokio::select! {
-                    _ = applied.changed() => {}
-                    running = metrics.changed() => if running.is_err() {
-                        return Err(ProposeError::Unknown);
-                    },
-                }
+        loop {
+            applied.mark_unchanged();
+            match self.live.fate(sent) {
+                Fate::Applied(index, result) => return Ok(Committed { index, result }),
+                Fate::Discarded => return Err(ProposeError::NotLeader { leader: None }),
+                Fate::Forgotten => return Err(ProposeError::Unknown),
+                Fate::Pending => {}
             }
-        });
-        settled.await.unwrap_or(Err(ProposeError::Unknown))
+            tokio::select! {
+                _ = applied.changed() => {}
+                running = metrics.changed() => if running.is_err() {
+                    return Err(ProposeError::Unknown);
+                },
+            }
+        }
     }
 
     /// The term, and who leads in it.
@@ -436,10 +440,7 @@ impl RaftHandle {
     /// Waits until `index` is applied here; `false` if that took longer than `within`.
     pub async fn wait_applied(&self, index: u64, within: Duration) -> bool {
         let mut applied = self.live.applied();
-        matches!(
-            tokio::time::timeout(within, applied.wait_for(|now| *now >= index)).await,
-            Ok(Ok(_))
-        )
+        matches!(timeout(within, applied.wait_for(|now| *now >= index)).await, Ok(Ok(_)))
     }
 
     /// Waits until some manager leads; `false` if that took longer than `within`.
@@ -489,7 +490,7 @@ impl RaftHandle {
 
     /// Waits until Raft is as `is` wants it; `false` if that took longer than `within`.
     pub async fn wait_status(&self, within: Duration, is: impl Fn(&Status) -> bool) -> bool {
-        tokio::time::timeout(within, self.until_status(is)).await.is_ok()
+        timeout(within, self.until_status(is)).await.is_ok()
     }
 
     /// Waits until Raft is as `is` wants it; for ever if it stops before.
@@ -570,7 +571,7 @@ impl RaftHandle {
             };
             asked.map_err(|error| error.to_string())?;
             // A follower may be reading what is to go.
-            let _ = tokio::time::timeout(AGAIN, metrics.changed()).await;
+            let _ = timeout(AGAIN, metrics.changed()).await;
         }
     }
 
@@ -614,7 +615,7 @@ impl Patience {
             }
         };
         // The time is up, or there is another one: both are a reason to ask again.
-        let _ = tokio::time::timeout(AGAIN, another).await;
+        let _ = timeout(AGAIN, another).await;
         self.leader = self.metrics.borrow_watched().current_leader;
         true
     }

@@ -16,7 +16,7 @@ use keyhole_proto::v1;
 use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_wire::http2;
 use keyhole_wire::tls::{
-    ConnectError, Identity, LiveTls, ManagerConnection, Role, connect_manager,
+    ConnectError, Identity, LiveTls, ManagerConnection, Patience, Role, connect_manager,
 };
 use openraft::alias::SnapshotOf;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -121,7 +121,7 @@ impl Dial for LiveTls {
     }
 
     async fn dial(&self, address: &str) -> Result<ManagerConnection, ConnectError> {
-        connect_manager(address, self).await
+        connect_manager(address, self, Patience::default()).await
     }
 }
 

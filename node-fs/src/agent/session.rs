@@ -1,25 +1,26 @@
 //! One stream, from its opening to its end.
 //!
 //! A manager ends a stream with the certificate it was opened with. So when the node has a new certificate, another
-//! stream is opened beside the one that runs, and takes its place: the node is connected all the time.
+//! stream is opened beside the one that runs, and takes its place: the node is connected all the time. In the same way it
+//! goes back to a manager that it prefers, once that one serves again.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyhole_domain::Revision;
 use keyhole_proto::v1;
 use keyhole_proto::v1::dispatch_client::DispatchClient;
 use keyhole_wire::seal::{EdgeKeyPair, Info, Protocol};
-use keyhole_wire::tls::{Identity, ManagerConnection, Role, connect_manager};
+use keyhole_wire::tls::{Identity, ManagerConnection, Patience, Role, connect_manager};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::assembly::Assembly;
 use super::errands::{Answer, Errand, Outcome, claimed_in};
-use super::{Agent, AgentError, AgentStatus, addresses};
+use super::{Agent, AgentError, AgentStatus, addresses, choice};
 use crate::core::{CoreHandle, Ending, records};
 use crate::join::Membership;
 
@@ -31,31 +32,51 @@ const OPENING: Duration = Duration::from_secs(20);
 const CALL: Duration = Duration::from_secs(10);
 /// How soon a call that got no answer is repeated.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often a manager that the node prefers is tried, and up to how much later, so that nodes do not come all at once.
+const HOMEWARD: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(10)];
+/// How long one that is tried may take to open a stream: it is not needed.
+const MOVING: Duration = Duration::from_secs(2);
 
 type Client = DispatchClient<Channel>;
+
+/// A connection to a manager of ours.
+#[derive(Debug)]
+struct Reached {
+    addr: String,
+    connection: ManagerConnection,
+    /// What it was made with.
+    identity: Option<Arc<Identity>>,
+    patience: Patience,
+}
 
 /// An open stream.
 #[derive(Debug)]
 struct Link {
+    addr: String,
     client: Client,
     parts: Streaming<v1::AssignmentPart>,
     assembly: Assembly,
     /// What it was opened with.
     identity: Option<Arc<Identity>>,
+    patience: Patience,
+    since: Instant,
 }
 
 /// What runs beside the stream.
 enum Done {
     Errand(Answer),
     Reported(Option<Revision>),
+    Reached(Box<Result<Reached, AgentError>>, Duration),
     Opened(Box<Result<Link, AgentError>>),
 }
 
 /// How far the stream that takes this one's place is.
 #[derive(Debug)]
 enum Successor {
-    /// The certificate is still the one in use.
+    /// There is no need of one.
     None,
+    /// Its manager is being called.
+    Called,
     /// It is being opened; nothing is claimed meanwhile, for the manager may not know yet that the task lives.
     Opening,
     /// It is being opened, and the stream before it has ended.
@@ -63,36 +84,44 @@ enum Successor {
 }
 
 impl Agent {
-    /// Follows the manager at `addr` until something ends it; whether it ever gave an assignment.
-    pub(super) async fn session(&mut self, addr: &str) -> (bool, AgentError) {
-        let mut served = false;
-        let Err(error) = self.follow(addr, &mut served).await;
+    /// Follows the manager at `addr`, or one that takes its place, until something ends it; the one that it ended with, and
+    /// whether there ever was an assignment.
+    pub(super) async fn session(&mut self, addr: &str) -> (String, bool, AgentError) {
+        let (mut with, mut served) = (addr.to_owned(), false);
+        let Err(error) = self.follow(&mut with, &mut served).await;
         self.errands.recall();
-        (served, error)
+        (with, served, error)
     }
 
-    async fn follow(&mut self, addr: &str, served: &mut bool) -> Result<Infallible, AgentError> {
-        let mut link = self.opening(addr).run().await?;
-        self.opened(addr);
+    async fn follow(
+        &mut self,
+        with: &mut String,
+        served: &mut bool,
+    ) -> Result<Infallible, AgentError> {
+        let reached = self.call(vec![with.clone()]).run().await?;
+        let mut link = self.opening(reached, OPENING).run().await?;
+        self.opened(&link.addr);
         let mut successor = Successor::None;
+        let mut homeward = Box::pin(sleep(homeward()));
         let core = self.core.clone();
         let mut work = JoinSet::new();
         let mut retry = interval(AGAIN);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut reported, mut reporting) = (None, false);
         loop {
-            if let Successor::None = successor {
+            with.clone_from(&link.addr);
+            if let Successor::None | Successor::Called = successor {
                 self.send_off(&link.client, &mut work);
             }
             tokio::select! {
                 part = link.parts.message(), if !matches!(successor, Successor::Awaited(_)) => {
                     match part {
-                        Ok(Some(part)) => *served |= self.take(addr, &mut link.assembly, part)?,
-                        over => match (end(addr, over), &successor) {
-                            (error @ AgentError::Removed { .. }, _) | (error, Successor::None) => {
-                                return Err(error);
+                        Ok(Some(part)) => *served |= self.take(&mut link, part)?,
+                        over => match (end(&link.addr, over), &successor) {
+                            (error, Successor::Opening) if !error.is_removal() => {
+                                successor = Successor::Awaited(error);
                             }
-                            (error, _) => successor = Successor::Awaited(error),
+                            (error, _) => return Err(error),
                         },
                     }
                 }
@@ -107,28 +136,47 @@ impl Agent {
                         reporting = false;
                         reported = revision.or(reported);
                     }
+                    Ok(Done::Reached(reached, within)) => match *reached {
+                        Ok(reached) => {
+                            let opening = self.opening(reached, within);
+                            work.spawn(async move { Done::Opened(Box::new(opening.run().await)) });
+                            successor = Successor::Opening;
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, "no other stream yet");
+                            successor = Successor::None;
+                        }
+                    },
                     Ok(Done::Opened(opened)) => match (*opened, successor) {
                         (Ok(next), _) => {
                             link = next;
                             link.assembly.never_before(self.seen);
-                            self.opened(addr);
+                            self.opened(&link.addr);
                             successor = Successor::None;
                         }
-                        (Err(_), Successor::Awaited(error)) | (Err(error @ AgentError::Removed { .. }), _) => {
-                            return Err(error);
-                        }
+                        (Err(_), Successor::Awaited(error)) => return Err(error),
+                        (Err(error), _) if error.is_removal() => return Err(error),
                         (Err(error), _) => {
-                            tracing::debug!(%error, "no stream with the new certificate yet");
+                            tracing::debug!(%error, "no other stream yet");
                             successor = Successor::None;
                         }
                     },
-                    Err(panicked) => return Err(status(addr, panicked.to_string())),
+                    Err(panicked) => return Err(status(&link.addr, panicked.to_string())),
                 },
                 _ = retry.tick() => {
                     if matches!(successor, Successor::None) && !self.uses(link.identity.as_ref()) {
-                        let opening = self.opening(addr);
-                        work.spawn(async move { Done::Opened(Box::new(opening.run().await)) });
-                        successor = Successor::Opening;
+                        let call = self.call(vec![link.addr.clone()]);
+                        work.spawn(async { Done::Reached(Box::new(call.run().await), OPENING) });
+                        successor = Successor::Called;
+                    }
+                }
+                () = &mut homeward => {
+                    homeward.set(sleep(self::homeward()));
+                    let better = self.better(&link);
+                    if matches!(successor, Successor::None) && *served && !better.is_empty() {
+                        let call = self.call(better);
+                        work.spawn(async { Done::Reached(Box::new(call.run().await), MOVING) });
+                        successor = Successor::Called;
                     }
                 }
             }
@@ -143,13 +191,25 @@ impl Agent {
         }
     }
 
-    fn opening(&self, addr: &str) -> Opening {
-        Opening {
-            addr: addr.to_owned(),
-            membership: self.membership.clone(),
-            core: self.core.clone(),
-            seen: self.seen,
+    /// The managers that are better than the one of this stream: that one too, if it would be taken for lost sooner now.
+    fn better(&mut self, link: &Link) -> Vec<String> {
+        self.hearing.lasts(link.since.elapsed());
+        let known = self.managers.borrow();
+        let mut better = choice::better(&known, &link.addr).to_vec();
+        if self.hearing.patience(known.len()).answer < link.patience.answer {
+            better.push(link.addr.clone());
         }
+        better
+    }
+
+    fn call(&self, addrs: Vec<String>) -> Call {
+        let patience = self.hearing.patience(self.managers.borrow().len());
+        Call { addrs, patience, membership: self.membership.clone() }
+    }
+
+    fn opening(&self, reached: Reached, within: Duration) -> Opening {
+        let (membership, core) = (self.membership.clone(), self.core.clone());
+        Opening { reached, within, membership, core, seen: self.seen }
     }
 
     fn opened(&self, addr: &str) {
@@ -158,12 +218,7 @@ impl Agent {
     }
 
     /// Takes a part; whether a change was complete with it.
-    fn take(
-        &mut self,
-        addr: &str,
-        assembly: &mut Assembly,
-        part: v1::AssignmentPart,
-    ) -> Result<bool, AgentError> {
+    fn take(&mut self, link: &mut Link, part: v1::AssignmentPart) -> Result<bool, AgentError> {
         if !part.managers.is_empty() {
             let known = addresses(&self.membership.node, &part.managers, &self.configured);
             self.managers.send_if_modified(|now| {
@@ -176,9 +231,10 @@ impl Agent {
         if !part.ca.is_empty() {
             self.ca.send_replace(part.ca.to_vec());
         }
-        let change = assembly
+        let change = link
+            .assembly
             .take(part, self.core.stage().values())
-            .map_err(|source| AgentError::Stream { addr: addr.to_owned(), source })?;
+            .map_err(|source| AgentError::Stream { addr: link.addr.clone(), source })?;
         let Some(change) = change else { return Ok(false) };
         self.seen = change.assignment.revision;
         let lost = self.errands.compare(&change.assignment, &self.core.tasks());
@@ -210,9 +266,52 @@ impl Agent {
     }
 }
 
+/// When a manager that the node prefers is tried next.
+fn homeward() -> Duration {
+    let mut random = [0];
+    // Without randomness: at the latest.
+    let part = getrandom::fill(&mut random).map_or(255, |()| u32::from(random[0]));
+    let [least, more] = HOMEWARD;
+    least + more * part / 255
+}
+
+/// What it takes to reach a manager.
+struct Call {
+    addrs: Vec<String>,
+    patience: Patience,
+    membership: Membership,
+}
+
+impl Call {
+    /// The first one that is there.
+    async fn run(self) -> Result<Reached, AgentError> {
+        let mut failed = AgentError::NoManagers;
+        for addr in &self.addrs {
+            match self.reach(addr).await {
+                Ok(reached) => return Ok(reached),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn reach(&self, addr: &str) -> Result<Reached, AgentError> {
+        let addr = addr.to_owned();
+        let identity = self.membership.tls.identity();
+        let connection = connect_manager(&addr, &self.membership.tls, self.patience).await?;
+        let manager = &connection.manager;
+        if manager.role != Role::Manager || manager.cluster != self.membership.cluster {
+            let found = format!("{} {} of {}", manager.role.word(), manager.id, manager.cluster);
+            return Err(AgentError::NotOurs { addr, found });
+        }
+        Ok(Reached { addr, connection, identity, patience: self.patience })
+    }
+}
+
 /// What it takes to open a stream.
 struct Opening {
-    addr: String,
+    reached: Reached,
+    within: Duration,
     membership: Membership,
     core: CoreHandle,
     seen: Revision,
@@ -221,30 +320,27 @@ struct Opening {
 impl Opening {
     /// Opens the stream. When it is open, the manager knows which tasks live.
     async fn run(self) -> Result<Link, AgentError> {
-        let Self { addr, membership, core, seen } = self;
-        let identity = membership.tls.identity();
-        let ManagerConnection { channel, exporter, manager } =
-            connect_manager(&addr, &membership.tls).await?;
-        let (node, cluster) = (membership.node, membership.cluster);
-        if manager.role != Role::Manager || manager.cluster != cluster {
-            let found = format!("{} {} of {}", manager.role.word(), manager.id, manager.cluster);
-            return Err(AgentError::NotOurs { addr, found });
-        }
+        let Self { reached, within, membership, core, seen } = self;
+        let Reached { addr, connection, identity, patience } = reached;
+        let ManagerConnection { channel, exporter, manager } = connection;
         let keys = EdgeKeyPair::generate()?;
-        let info = Info::new(Protocol::ManagerToNode, &cluster, &manager.id, node.as_str());
+        let (node, cluster) = (&membership.node, &membership.cluster);
+        let info = Info::new(Protocol::ManagerToNode, cluster, &manager.id, node.as_str());
         let request = v1::AssignmentsRequest {
             stream_key: keys.public().as_bytes().to_vec().into(),
             last: Some(records::revision_ref(seen)),
             live: core.tasks().iter().map(|task| task.id.to_string()).collect(),
         };
         let mut client = Client::new(channel).max_decoding_message_size(MAX_PART);
-        let opened = timeout(OPENING, client.assignments(request)).await;
+        let late = || Status::unavailable(format!("no stream within {} s", within.as_secs()));
+        let opened = timeout(within, client.assignments(request)).await;
         let parts = opened
-            .map_err(|_elapsed| ended(&addr, &Status::unavailable("no stream within 20 s")))?
+            .map_err(|_elapsed| ended(&addr, &late()))?
             .map_err(|status| ended(&addr, &status))?
             .into_inner();
         let assembly = Assembly::new(keys, info.exporter(&exporter), seen);
-        Ok(Link { client, parts, assembly, identity })
+        let since = Instant::now();
+        Ok(Link { addr, client, parts, assembly, identity, patience, since })
     }
 }
 

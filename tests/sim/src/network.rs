@@ -53,7 +53,8 @@ impl Dial for SimDial {
     }
 
     async fn dial(&self, address: &str) -> Result<ManagerConnection, ConnectError> {
-        let timed_out = |_| ConnectError::TimedOut { addr: address.to_owned() };
+        let timed_out =
+            |_| ConnectError::TimedOut { addr: address.to_owned(), within: CONNECT_TIMEOUT };
         tokio::time::timeout(CONNECT_TIMEOUT, connect(address)).await.map_err(timed_out)?
     }
 }

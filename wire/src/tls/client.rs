@@ -22,8 +22,23 @@ use crate::http2::{self, SpeakError};
 /// Bytes that only the two ends of one connection know.
 pub type Exporter = [u8; 32];
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long the other side may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// To be connected.
+    pub connect: Duration,
+    /// Until it is asked whether it is still there, when it says nothing.
+    pub ask: Duration,
+    /// To answer that; then the connection has ended.
+    pub answer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let five = Duration::from_secs(5);
+        Self { connect: five, ask: five, answer: five }
+    }
+}
 
 /// Why there is no connection to a manager.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +63,13 @@ pub enum ConnectError {
     /// Nothing answered in time.
     #[error(
         "{addr}: no answer within {} s; check the address, the firewall and that the manager runs",
-        CONNECT_TIMEOUT.as_secs()
+        .within.as_secs()
     )]
     TimedOut {
         /// The address called.
         addr: String,
+        /// How long was waited.
+        within: Duration,
     },
     /// The network refused.
     #[error("{addr}: {source}")]
@@ -123,7 +140,8 @@ pub enum ConnectError {
 /// Connects to the manager at `addr` (`HOST:PORT`) now, with what `live` says now. The channel ends
 /// with its connection; connect again then.
 pub async fn connect(addr: &str, live: &LiveTls) -> Result<(Channel, Exporter), ConnectError> {
-    connect_with(addr, live.client_config()).await.map(|(channel, exporter, _)| (channel, exporter))
+    let connected = connect_with(addr, live.client_config(), Patience::default()).await;
+    connected.map(|(channel, exporter, _)| (channel, exporter))
 }
 
 /// One connection to a manager that proved who it is.
@@ -141,8 +159,9 @@ pub struct ManagerConnection {
 pub async fn connect_manager(
     addr: &str,
     live: &LiveTls,
+    patience: Patience,
 ) -> Result<ManagerConnection, ConnectError> {
-    let (channel, exporter, leaf) = connect_with(addr, live.client_config()).await?;
+    let (channel, exporter, leaf) = connect_with(addr, live.client_config(), patience).await?;
     let manager =
         PeerIdentity::from_der(&leaf, unix_now()).map_err(|source| setup(addr, source))?;
     Ok(ManagerConnection { channel, exporter, manager })
@@ -152,24 +171,27 @@ pub async fn connect_manager(
 /// token. Nothing else may be sent or believed on this channel.
 pub async fn fetch_unpinned(addr: &str) -> Result<Channel, ConnectError> {
     let config = danger_unverified_config().map_err(|source| setup(addr, source))?;
-    connect_with(addr, config).await.map(|(channel, _, _)| channel)
+    connect_with(addr, config, Patience::default()).await.map(|(channel, _, _)| channel)
 }
 
 async fn connect_with(
     addr: &str,
     config: Arc<ClientConfig>,
+    patience: Patience,
 ) -> Result<(Channel, Exporter, Vec<u8>), ConnectError> {
-    match timeout(CONNECT_TIMEOUT, connect_now(addr, config)).await {
+    let within = patience.connect;
+    match timeout(within, connect_now(addr, config, patience)).await {
         Ok(connected) => connected,
-        Err(_elapsed) => Err(ConnectError::TimedOut { addr: addr.to_owned() }),
+        Err(_elapsed) => Err(ConnectError::TimedOut { addr: addr.to_owned(), within }),
     }
 }
 
 async fn connect_now(
     addr: &str,
     config: Arc<ClientConfig>,
+    patience: Patience,
 ) -> Result<(Channel, Exporter, Vec<u8>), ConnectError> {
-    let tcp = dial(addr).await?;
+    let tcp = dial(addr, patience).await?;
     let name = ServerName::try_from(SERVER_NAME).map_err(|source| setup(addr, source))?;
     let tls = TlsConnector::from(config)
         .connect(name, tcp)
@@ -182,11 +204,11 @@ async fn connect_now(
         .map_err(|source| setup(addr, source))?;
     let leaf = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let leaf = leaf.map(|leaf| leaf.to_vec()).unwrap_or_default();
-    let channel = speak_http2(addr, tls).await?;
+    let channel = speak_http2(addr, tls, patience).await?;
     Ok((channel, exporter, leaf))
 }
 
-async fn dial(addr: &str) -> Result<TcpStream, ConnectError> {
+async fn dial(addr: &str, patience: Patience) -> Result<TcpStream, ConnectError> {
     let resolved = lookup_host(addr)
         .await
         .map_err(|source| ConnectError::Address { addr: addr.to_owned(), source })?;
@@ -202,7 +224,9 @@ async fn dial(addr: &str) -> Result<TcpStream, ConnectError> {
     }
     Err(match last.kind() {
         io::ErrorKind::ConnectionRefused => ConnectError::Refused { addr: addr.to_owned() },
-        io::ErrorKind::TimedOut => ConnectError::TimedOut { addr: addr.to_owned() },
+        io::ErrorKind::TimedOut => {
+            ConnectError::TimedOut { addr: addr.to_owned(), within: patience.connect }
+        }
         io::ErrorKind::NotFound => ConnectError::Address { addr: addr.to_owned(), source: last },
         _ => ConnectError::Network { addr: addr.to_owned(), source: last },
     })
@@ -210,10 +234,14 @@ async fn dial(addr: &str) -> Result<TcpStream, ConnectError> {
 
 /// Starts HTTP/2 and waits for the manager's first bytes: in TLS 1.3 a refusal of our certificate
 /// arrives only after the handshake, in their place.
-async fn speak_http2(addr: &str, tls: TlsStream<TcpStream>) -> Result<Channel, ConnectError> {
+async fn speak_http2(
+    addr: &str,
+    tls: TlsStream<TcpStream>,
+    patience: Patience,
+) -> Result<Channel, ConnectError> {
     let endpoint = Endpoint::from_static("http://manager")
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .http2_keep_alive_interval(patience.ask)
+        .keep_alive_timeout(patience.answer)
         .keep_alive_while_idle(true);
     http2::speak(endpoint, tls).await.map_err(|error| match error {
         SpeakError::Setup(source) => setup(addr, source),
