@@ -85,9 +85,12 @@ pub enum ProposeError {
         /// Why.
         reason: String,
     },
-    /// Leadership was lost on the way, and it did not show in time whether the command will come to be.
-    #[error("leadership changed on the way; look whether the command was done before repeating it")]
-    Unknown,
+    /// It did not show in time whether the command will come to be.
+    #[error("{why}; look whether the command was done before repeating it")]
+    Unknown {
+        /// What came between.
+        why: String,
+    },
     /// Raft has stopped.
     #[error("this manager is stopping: {reason}")]
     Stopped {
@@ -290,8 +293,9 @@ impl RaftHandle {
         match told {
             Ok(Some(committed)) => Ok(committed),
             // It is committed, or may be; what came of it is the same here.
-            Ok(None) | Err(ProposeError::Unknown) => {
-                timeout(PATIENCE, settled).await.unwrap_or(Err(ProposeError::Unknown))
+            Ok(None) | Err(ProposeError::Unknown { .. }) => {
+                let late = |_elapsed| unknown("the leader did not answer, and none came after it");
+                timeout(PATIENCE, settled).await.map_err(late)?
             }
             Err(error) => Err(error),
         }
@@ -312,12 +316,12 @@ impl RaftHandle {
         match answer.await {
             Ok(Ok(written)) => {
                 let index = written.log_id.index;
-                let result = written.data.ok_or(ProposeError::Unknown)?;
+                let result = written.data.ok_or_else(changed)?;
                 Ok(Committed { index, result })
             }
             Ok(Err(ClientWriteError::ForwardToLeader(to))) => Err(not_leader(to)),
             // It may be in the log by now, and on its way to others.
-            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
+            Ok(Err(_)) | Err(_) => Err(changed()),
         }
     }
 
@@ -335,7 +339,7 @@ impl RaftHandle {
                 tracing::debug!(leader, %error, "the leader did not take a command");
                 Err(match error.not_sent() {
                     true => ProposeError::NotLeader { leader: Some((leader, peer)) },
-                    false => ProposeError::Unknown,
+                    false => changed(),
                 })
             }
         }
@@ -349,13 +353,15 @@ impl RaftHandle {
             match self.live.fate(sent) {
                 Fate::Applied(index, result) => return Ok(Committed { index, result }),
                 Fate::Discarded => return Err(ProposeError::NotLeader { leader: None }),
-                Fate::Forgotten => return Err(ProposeError::Unknown),
+                Fate::Forgotten => return Err(changed()),
                 Fate::Pending => {}
             }
             tokio::select! {
                 _ = applied.changed() => {}
                 running = metrics.changed() => if running.is_err() {
-                    return Err(ProposeError::Unknown);
+                    let why = self.raft.metrics().borrow_watched().running_state.clone().err();
+                    let why = why.map_or_else(String::new, |fatal| format!(": {fatal}"));
+                    return Err(unknown(&format!("this manager is stopping{why}")));
                 },
             }
         }
@@ -627,6 +633,14 @@ fn fresh_proposal() -> Result<u64, ProposeError> {
     let filled = getrandom::fill(&mut bytes);
     filled.map_err(|error| ProposeError::Stopped { reason: error.to_string() })?;
     Ok(u64::from_le_bytes(bytes).max(1))
+}
+
+fn unknown(why: &str) -> ProposeError {
+    ProposeError::Unknown { why: why.to_owned() }
+}
+
+fn changed() -> ProposeError {
+    unknown("leadership changed on the way")
 }
 
 fn not_leader(to: ForwardToLeader<TypeConfig>) -> ProposeError {

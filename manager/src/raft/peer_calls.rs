@@ -29,7 +29,7 @@ fn ended(error: Fatal<TypeConfig>) -> Status {
 /// Why a command or a read was not done, for who asked.
 pub(crate) fn unavailable(error: &ProposeError) -> Status {
     let code = match error {
-        ProposeError::Unknown => Code::Unknown,
+        ProposeError::Unknown { .. } => Code::Unknown,
         ProposeError::Refused { .. } => Code::PermissionDenied,
         ProposeError::NotLeader { .. } | ProposeError::Stopped { .. } => Code::Unavailable,
     };
