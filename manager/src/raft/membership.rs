@@ -41,7 +41,7 @@ pub async fn keep_membership(replica: RaftHandle) {
 }
 
 fn members(status: &Status) -> RaftMembers {
-    let mut members = RaftMembers::default();
+    let mut members = RaftMembers { leader: status.member, ..RaftMembers::default() };
     for (id, (_, votes)) in &status.members {
         match votes {
             true => members.voters.insert(*id),
@@ -62,6 +62,7 @@ async fn take(replica: &RaftHandle, step: MembershipStep) -> Result<(), String> 
     tracing::info!(?step, "changing Raft's membership");
     let raft = replica.raft();
     let done = match step {
+        MembershipStep::HandOver => return replica.hand_over(None).await.map(drop),
         MembershipStep::AddLearner(id) => {
             let peer = replica.read(|state| peer(state, id)).ok_or("it is gone again")?;
             raft.add_learner(id, peer, false).await

@@ -45,6 +45,8 @@ pub struct RaftMembers {
     pub learners: BTreeSet<u64>,
     /// Of the learners those that have nearly all of the log.
     pub caught_up: BTreeSet<u64>,
+    /// Who leads, and asks.
+    pub leader: u64,
 }
 
 /// What a cluster can still do.
@@ -81,9 +83,11 @@ impl Health {
     }
 }
 
-/// One change of Raft's membership.
+/// One change of Raft's membership, or of who makes the changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MembershipStep {
+    /// One that votes leads from now on.
+    HandOver,
     /// This member is told everything from now on.
     AddLearner(u64),
     /// These vote, and no others.
@@ -191,6 +195,10 @@ impl State {
 
     /// What Raft's membership has to become next to be as it is wanted here; one step at a time.
     pub fn membership_step(&self, raft: &RaftMembers) -> Option<MembershipStep> {
+        // Who has no vote holds no keys either, and is no follower of anybody who could say that he has caught up.
+        if !raft.voters.contains(&raft.leader) {
+            return Some(MembershipStep::HandOver);
+        }
         let known = |id: &u64| raft.voters.contains(id) || raft.learners.contains(id);
         if let Some(id) = self.members.keys().find(|id| !known(id)) {
             return Some(MembershipStep::AddLearner(*id));

@@ -86,6 +86,7 @@ fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
         voters: set(voters),
         learners: set(learners),
         caught_up: set(caught_up),
+        leader: voters[0],
     };
     let step = |cluster: &Cluster, raft: RaftMembers| cluster.state.membership_step(&raft);
     assert_eq!(step(&cluster, raft(&[1], &[], &[])), None);
@@ -107,6 +108,9 @@ fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
     assert_eq!(step(&cluster, raft(&[2, 3], &[1], &[1])), without);
     let gone = Some(MembershipStep::Remove(set(&[3])));
     assert_eq!(step(&cluster, raft(&[2], &[1, 3], &[1])), gone);
+    // Who leads without a vote, demoted or promoted again meanwhile, makes no changes.
+    let demoted = RaftMembers { leader: 1, ..raft(&[2], &[1, 3], &[]) };
+    assert_eq!(step(&cluster, demoted), Some(MembershipStep::HandOver));
     // The one that shall vote is not there yet: the other keeps its vote.
     assert_eq!(step(&cluster, raft(&[1], &[2], &[])), None);
 }
