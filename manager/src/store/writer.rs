@@ -270,10 +270,11 @@ impl Writer {
     fn fail(&mut self, jobs: Vec<Job>, error: &StoreError) {
         tracing::error!(%error, "the store has failed; nothing more is acknowledged");
         self.shared.set_failure(error.clone());
-        jobs.into_iter().for_each(|job| job.fail(error));
+        // Before anybody is answered: of the reasons to stop that follow from this one, it is the first.
         if let Some(on_fatal) = self.on_fatal.take() {
             on_fatal(error);
         }
+        jobs.into_iter().for_each(|job| job.fail(error));
     }
 }
 
