@@ -4,7 +4,7 @@
 //! the same entries in the same order, and entries of a term never come after those of a later one.
 use super::types::Answer;
 use crate::store::Position;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// So many commands may be on their way from one manager through another one.
 const KEPT: usize = 4096;
@@ -36,7 +36,10 @@ pub(super) enum Fate {
 /// The outcomes of the last entries that nobody on this manager was waiting for.
 #[derive(Debug)]
 pub(super) struct Outcomes {
-    kept: VecDeque<(u64, u64, Answer)>,
+    /// By proposal, with the index.
+    kept: HashMap<u64, (u64, Answer)>,
+    /// Index and proposal, in order.
+    order: VecDeque<(u64, u64)>,
     last: Position,
     forgotten: u64,
 }
@@ -44,25 +47,27 @@ pub(super) struct Outcomes {
 impl Outcomes {
     /// Of what was applied up to `index` nothing is known.
     pub(super) fn since(index: u64) -> Self {
-        Self { kept: VecDeque::new(), last: Position::default(), forgotten: index }
+        let (kept, order) = (HashMap::new(), VecDeque::new());
+        Self { kept, order, last: Position::default(), forgotten: index }
     }
 
     /// An entry was applied, perhaps with an outcome that somebody may ask for.
     pub(super) fn applied(&mut self, at: Position, outcome: Option<(u64, Answer)>) {
         self.last = at;
         let Some((proposal, answer)) = outcome else { return };
-        if self.kept.len() == KEPT
-            && let Some((index, ..)) = self.kept.pop_front()
+        if self.order.len() == KEPT
+            && let Some((index, oldest)) = self.order.pop_front()
         {
+            self.kept.remove(&oldest);
             self.forgotten = index;
         }
-        self.kept.push_back((at.index, proposal, answer));
+        self.kept.insert(proposal, (at.index, answer));
+        self.order.push_back((at.index, proposal));
     }
 
     /// What became of a command, as far as can be told by now.
     pub(super) fn fate(&self, sent: Sent) -> Fate {
-        let mut kept = self.kept.iter().rev().take_while(|(index, ..)| *index > sent.after);
-        if let Some((index, _, answer)) = kept.find(|(_, proposal, _)| *proposal == sent.proposal) {
+        if let Some((index, answer)) = self.kept.get(&sent.proposal) {
             return Fate::Applied(*index, answer.clone());
         }
         match (self.forgotten > sent.after, self.last.term > sent.term) {
