@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::StreamExt;
 
 use super::*;
+use crate::http2::never_sent;
 
 fn live(ca: &TestCa, role: Role, id: &str) -> LiveTls {
     LiveTls::new(Some(ca.identity(role, id)), vec![ca.der()]).unwrap()
@@ -239,6 +240,24 @@ async fn a_channel_never_reconnects() {
         call(&channel, "Who").await.unwrap_err();
     }
     assert_eq!(server.connections.count(), 0);
+}
+
+/// What was on its way may have been done; what comes after is known to be not.
+#[tokio::test]
+async fn a_call_that_was_never_sent_is_told_from_one_that_was_lost() {
+    let ca = TestCa::new();
+    let server = Server::start(live(&ca, Role::Manager, ID)).await;
+    let (channel, _) = connect(&server.addr, &live(&ca, Role::Node, OTHER_ID)).await.unwrap();
+    let hanging = tokio::spawn({
+        let channel = channel.clone();
+        async move { call(&channel, "Hang").await }
+    });
+    server.hung.notified().await;
+    assert_eq!(server.connections.close_all(), 1);
+    let lost = hanging.await.unwrap().unwrap_err();
+    assert!(!never_sent(&lost), "{lost:?}");
+    let late = call(&channel, "Who").await.unwrap_err();
+    assert!(never_sent(&late), "{late:?}");
 }
 
 #[tokio::test]

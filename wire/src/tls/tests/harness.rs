@@ -10,6 +10,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
@@ -149,9 +150,10 @@ fn describe(peer: &PeerInfo) -> String {
 }
 
 /// Calls the server's `method` on `channel`; what the server saw.
-pub(super) async fn call(channel: &Channel, method: &str) -> Result<String, String> {
+pub(super) async fn call(channel: &Channel, method: &str) -> Result<String, Status> {
     let request = Request::post(format!("/test.Echo/{method}")).body(Body::empty()).unwrap();
-    let answer = channel.clone().oneshot(request).await.map_err(|error| format!("{error:?}"))?;
+    let answer = channel.clone().oneshot(request).await;
+    let answer = answer.map_err(|error| Status::from_error(error.into()))?;
     Ok(answer.headers()["peer"].to_str().unwrap().to_owned())
 }
 
