@@ -1,6 +1,7 @@
 //! Cgroups of one test: all below one directory that no other test uses, removed with everything in them.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,10 +19,17 @@ pub struct TestCgroup {
 impl TestCgroup {
     /// A fresh cgroup directly below the root of the cgroup v2 hierarchy.
     pub fn fresh() -> Self {
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = cgroup_root().join(format!("kht-{}-{number}", std::process::id()));
-        fs::create_dir(&path).expect("root can make a cgroup");
-        Self { path }
+        let root = cgroup_root();
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = root.join(format!("kht-{}-{number}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Self { path },
+                // A test with this process's id was killed, and could not remove its own.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("root can make a cgroup: {error}"),
+            }
+        }
     }
 
     /// One that is there already.

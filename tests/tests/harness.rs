@@ -91,6 +91,19 @@ fn the_probe_maps_forks_and_becomes_another_user() {
     assert_eq!(probe.end(), 0);
 }
 
+/// As by a test that was killed and had this process's id.
+#[test]
+fn a_cgroup_that_was_left_behind_is_passed_over() {
+    let first = TestCgroup::fresh();
+    let name = first.path().file_name().unwrap().to_str().unwrap();
+    let (start, number) = name.rsplit_once('-').unwrap();
+    let next = format!("{start}-{}", number.parse::<u32>().unwrap() + 1);
+    let left = first.path().with_file_name(next);
+    fs::create_dir(&left).unwrap();
+    let left = TestCgroup::adopt(&left);
+    assert_ne!(TestCgroup::fresh().path(), left.path());
+}
+
 #[test]
 fn a_test_leaves_nothing_behind_when_it_panics() {
     let left = std::sync::Mutex::new(None);
