@@ -90,7 +90,10 @@ impl FromStr for Constraint {
         let attribute = match (left, left.strip_prefix("node.labels.")) {
             ("node.id", _) => Attribute::Id,
             ("node.hostname", _) => Attribute::Hostname,
-            (_, Some(key)) if !key.is_empty() && !key.contains(char::is_whitespace) => {
+            // With a `!` at its end it would be shown as another constraint.
+            (_, Some(key))
+                if !key.is_empty() && !key.contains(char::is_whitespace) && !key.ends_with('!') =>
+            {
                 Attribute::Label(key.to_owned())
             }
             _ => {
@@ -168,5 +171,13 @@ mod tests {
         for text in ["node.labels.zone==eu", "node.id!=x", "node.hostname==a!=b"] {
             assert_eq!(text.parse::<Constraint>().unwrap().to_string(), text);
         }
+    }
+
+    /// It would be shown as another constraint than it is.
+    #[test]
+    fn a_label_does_not_end_in_half_an_operator() {
+        let refused = "node.labels.one! == x".parse::<Constraint>().unwrap_err();
+        assert!(matches!(refused, ConstraintError::Attribute { .. }), "{refused}");
+        assert!("node.labels.o!ne == x".parse::<Constraint>().is_ok());
     }
 }
