@@ -8,12 +8,13 @@
 mod manager;
 mod node;
 mod shared;
+mod store;
 
 /// Takes any bytes, and returns.
 pub type Decoder = fn(&[u8]);
 
 /// Each function by the name of its fuzz target and corpus.
-pub const ALL: [(&str, Decoder); 12] = [
+pub const ALL: [(&str, Decoder); 13] = [
     ("assignment", node::assignment),
     ("audit", manager::audit),
     ("backup", manager::backup),
@@ -25,6 +26,7 @@ pub const ALL: [(&str, Decoder); 12] = [
     ("proc", node::proc),
     ("seal", shared::seal),
     ("snapshot", manager::snapshot),
+    ("store", store::store),
     ("text", shared::text),
 ];
 
@@ -32,6 +34,12 @@ pub const ALL: [(&str, Decoder); 12] = [
 pub fn call(name: &str, bytes: &[u8]) {
     let (_, decoder) = ALL.iter().find(|(known, _)| *known == name).expect("it is one of them");
     decoder(bytes);
+}
+
+/// What a library panics at where that is contained is an error from now on; any other panic ends the process, with its
+/// place.
+pub fn panic_as_daemons_do() {
+    keyhole_secmem::harden::install_panic_hook();
 }
 
 /// The pieces of an input of several: two bytes of length (little-endian) before each.

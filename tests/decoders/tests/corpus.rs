@@ -83,6 +83,7 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
         }
         "seal" => vec![together(&[vec![9; 32], vec![1; 40]]), [vec![1], vec![2; 60]].concat()],
         "audit" => vec![AUDIT.as_bytes().to_vec()],
+        "store" => store_changes(),
         "proc" => text(&[
             MOUNTS,
             "0::/system.slice/docker-0123456789abcdef.scope\n",
@@ -193,6 +194,23 @@ fn assignment(dispatch: &[(String, Vec<u8>)]) -> Vec<u8> {
         ..first.clone()
     };
     together(&[first.encode_to_vec(), second.encode_to_vec(), part.encode_to_vec()])
+}
+
+/// Changes of what a database is most easily confused by: its header's flags, which of its two commits is the last one,
+/// counts and pages, the mark.
+fn store_changes() -> Vec<Vec<u8>> {
+    let write = |at: u32, new: &[u8]| [&[0], &at.to_le_bytes()[..], new].concat();
+    let copy = |from: u32, to: u32, len: u16| {
+        [&[1], &to.to_le_bytes()[..], &from.to_le_bytes(), &len.to_le_bytes()].concat()
+    };
+    vec![
+        together(&[write(9, &[7])]),
+        together(&[write(9, &[4])]),
+        together(&[write(9, &[6]), copy(192, 64, 128), write(64, &[0xff])]),
+        together(&[write(12, &[0xff; 20])]),
+        together(&[copy(4096, 8192, 4096), write(5000, &[0; 64])]),
+        together(&[write(565_248, &[0; 48])]),
+    ]
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
