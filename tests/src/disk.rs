@@ -75,6 +75,8 @@ pub enum Left {
     Nothing,
     /// All names, and no bytes: as file systems that write names first.
     Names,
+    /// Of the names only the last change, and no bytes: as file systems that write names in any order.
+    TheLastName,
     /// All but the second half of the last write; a sector is written whole or not at all.
     AllButATornEnd,
 }
@@ -236,6 +238,27 @@ struct FileState {
 /// What a name stands for: a folder, or a file by its number.
 type Names = BTreeMap<PathBuf, Option<usize>>;
 
+/// What became of a name.
+#[derive(Debug)]
+struct NameChange {
+    gone: Option<PathBuf>,
+    came: Option<(PathBuf, Option<usize>)>,
+}
+
+impl NameChange {
+    fn apply(&self, names: &mut Names) {
+        if let Some(gone) = &self.gone {
+            names.remove(gone);
+        }
+        names.extend(self.came.clone());
+    }
+
+    fn is_in(&self, folder: &Path) -> bool {
+        let path = self.gone.as_ref().or(self.came.as_ref().map(|(path, _)| path));
+        path.is_some_and(|path| path.parent() == Some(folder))
+    }
+}
+
 /// The disk as it is after some operations of a trace.
 #[derive(Debug, Default)]
 pub struct Disk {
@@ -244,6 +267,8 @@ pub struct Disk {
     folders: BTreeMap<u64, PathBuf>,
     names: Names,
     synced_names: Names,
+    /// Unless it was synced.
+    last_name: Option<NameChange>,
     /// The file that the last operation wrote to.
     last_written: Option<usize>,
 }
@@ -298,28 +323,33 @@ impl Disk {
         match operation.letter {
             'c' => {
                 let file = self.new_file(operation.inode);
-                self.names.insert(from, Some(file));
+                self.rename(None, Some((from, Some(file))));
             }
             'd' => {
                 // The folder that is watched may be it: its own name is not ours to judge.
-                self.names.insert(from.clone(), None);
-                self.folders.insert(operation.inode, from);
+                self.folders.insert(operation.inode, from.clone());
+                self.rename(None, Some((from, None)));
             }
             'r' => {
-                if let Some(file) = self.names.remove(&from) {
-                    self.names.insert(to, file);
-                }
+                let file = self.names.get(&from).copied();
+                self.rename(Some(from), file.map(|file| (to, file)));
             }
             'l' => {
                 let file = self.names.get(&from).copied().expect("what is linked is there");
-                self.names.insert(to, file);
+                self.rename(None, Some((to, file)));
             }
-            'u' => drop(self.names.remove(&from)),
+            'u' => self.rename(Some(from), None),
             's' => self.sync(operation),
             'w' => self.change(operation, Change::Write(operation.at, operation.first.clone())),
             't' => self.change(operation, Change::Resize(operation.at)),
             other => panic!("operation {other:?} of the trace is none"),
         }
+    }
+
+    fn rename(&mut self, gone: Option<PathBuf>, came: Option<(PathBuf, Option<usize>)>) {
+        let change = NameChange { gone, came };
+        change.apply(&mut self.names);
+        self.last_name = Some(change);
     }
 
     fn change(&mut self, operation: &Operation, change: Change) {
@@ -335,6 +365,7 @@ impl Disk {
                 self.synced_names.retain(|path, _| !here(&path));
                 let names = self.names.iter().filter(|(path, _)| here(path));
                 self.synced_names.extend(names.map(|(path, file)| (path.clone(), *file)));
+                self.last_name = self.last_name.take().filter(|change| !change.is_in(folder));
             }
             return;
         }
@@ -347,13 +378,19 @@ impl Disk {
 
     /// Makes `to` what `folder` is after power was lost.
     pub fn lose_power(&self, folder: &Path, to: &Path, left: Left) {
-        let names = if left == Left::Nothing { &self.synced_names } else { &self.names };
+        let mut names = match left {
+            Left::Nothing | Left::TheLastName => self.synced_names.clone(),
+            Left::Names | Left::AllButATornEnd => self.names.clone(),
+        };
+        if let (Left::TheLastName, Some(last)) = (left, &self.last_name) {
+            last.apply(&mut names);
+        }
         let new = |path: &Path| {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         };
         new(to);
-        for (path, file) in names {
+        for (path, file) in &names {
             let Ok(name) = path.strip_prefix(folder) else { continue };
             let is_held = name.ancestors().skip(1).all(|above| {
                 above.as_os_str().is_empty() || names.contains_key(&folder.join(above))

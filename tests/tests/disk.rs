@@ -297,7 +297,8 @@ fn power_that_is_lost_at_any_moment_loses_nothing_acknowledged() {
     moments.extend((0..trace.len()).filter(|at| trace[*at].is_of_a_name()).map(|at| at + 1));
     println!("power is lost at {} moments of {}", moments.len(), trace.len() + 1);
     let cases = moments.into_iter().flat_map(|moment| {
-        [Left::Nothing, Left::Names, Left::AllButATornEnd].map(|left| (moment, left))
+        let all = [Left::Nothing, Left::Names, Left::TheLastName, Left::AllButATornEnd];
+        all.map(|left| (moment, left))
     });
     let asked = cases.filter(|(moment, left)| asked_for(&format!("{left:?} {moment}")));
     each(asked, |(moment, left), address| {
