@@ -90,9 +90,11 @@ impl FromStr for Constraint {
         let attribute = match (left, left.strip_prefix("node.labels.")) {
             ("node.id", _) => Attribute::Id,
             ("node.hostname", _) => Attribute::Hostname,
-            // With a `!` at its end it would be shown as another constraint.
+            // With half an operator at its end it would be shown as another constraint.
             (_, Some(key))
-                if !key.is_empty() && !key.contains(char::is_whitespace) && !key.ends_with('!') =>
+                if !key.is_empty()
+                    && !key.contains(char::is_whitespace)
+                    && !key.ends_with(['!', '=']) =>
             {
                 Attribute::Label(key.to_owned())
             }
@@ -176,8 +178,29 @@ mod tests {
     /// It would be shown as another constraint than it is.
     #[test]
     fn a_label_does_not_end_in_half_an_operator() {
-        let refused = "node.labels.one! == x".parse::<Constraint>().unwrap_err();
-        assert!(matches!(refused, ConstraintError::Attribute { .. }), "{refused}");
-        assert!("node.labels.o!ne == x".parse::<Constraint>().is_ok());
+        for text in ["node.labels.one! == x", "node.labels.one= == x", "node.labels.one= != x"] {
+            let refused = text.parse::<Constraint>().unwrap_err();
+            assert!(matches!(refused, ConstraintError::Attribute { .. }), "{refused}");
+        }
+        assert!("node.labels.o!n=e == x".parse::<Constraint>().is_ok());
+    }
+
+    /// Every text of up to eight letters after `node.labels.` that can confuse names, operators and values.
+    #[test]
+    fn what_is_shown_is_the_constraint() {
+        let mut texts = vec![String::from("node.labels.")];
+        let mut accepted = 0;
+        for _ in 0..8 {
+            texts = texts
+                .iter()
+                .flat_map(|text| ['a', '!', '=', ' '].map(|letter| format!("{text}{letter}")))
+                .collect();
+            for text in &texts {
+                let Ok(parsed) = text.parse::<Constraint>() else { continue };
+                assert_eq!(parsed.to_string().parse().as_ref(), Ok(&parsed), "{text:?}");
+                accepted += 1;
+            }
+        }
+        assert!(accepted > 1_000, "{accepted}");
     }
 }
