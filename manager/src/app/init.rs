@@ -93,11 +93,12 @@ pub(super) async fn open(
     audit.begin(Writer { cluster, manager, member }, noted);
     let mut reason = failed.clone();
     let entered = tokio::select! {
-        biased;
-        // A store that fails leaves no leader: what is to be mended is the store.
         why = super::word(&mut reason) => Err(StartError::Failed(why)),
         entered = enter(config, address, joined, &replica) => entered,
     };
+    // A store that fails leaves no leader: what is to be mended is the store, whichever of the two was seen first.
+    let entered =
+        entered.map_err(|error| failed.borrow().clone().map_or(error, StartError::Failed));
     match entered {
         Ok((own, keyring, tls)) => {
             let replica = replica.with_peers(peers, own.cluster, tls.clone());
