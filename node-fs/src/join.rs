@@ -52,7 +52,7 @@ pub enum JoinError {
     },
     /// The manager's root is not the one the token pins.
     #[error(
-        "the manager at {addr} is not of the cluster that the join token is for: its root CA has another digest; check the address and the token"
+        "the manager at {addr} is not of the cluster that the join token is for: its root CA has another digest; check the address, and print the token again ('keyhole cluster join-token'), which changes with the root CA"
     )]
     WrongCluster {
         /// The manager.

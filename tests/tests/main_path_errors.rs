@@ -262,10 +262,13 @@ fn a_wrong_token() {
     let wrong_secret =
         format!("{}{}", &right[..right.len() - 1], if last == 'a' { 'b' } else { 'a' });
     let other = Cluster::start();
-    for token in ["nonsense".to_owned(), wrong_secret, other.node_token()] {
+    let told = "keyhole cluster join-token";
+    for (token, part) in
+        [("nonsense".to_owned(), "token"), (wrong_secret, told), (other.node_token(), told)]
+    {
         let command = joining(ground, &cluster.address().to_string(), &token);
         let line = complaint(ground, command);
-        names(&line, &["token"]);
+        names(&line, &["token", part]);
         assert!(!line.contains(&token), "the token itself is never said: {line}");
     }
 }

@@ -91,7 +91,7 @@ async fn pinned_root(address: &str, token: &JoinToken) -> Result<Vec<u8>, String
     match token.pins(&root) {
         true => Ok(root.to_vec()),
         false => Err("it is not of the cluster that the join token is for: its root CA has another digest; check the \
-                      address and the token"
+                      address, and print the token again ('keyhole cluster join-token'), which changes with the root CA"
             .to_owned()),
     }
 }
