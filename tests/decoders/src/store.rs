@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::{fs, io};
 
 use keyhole_manager::keys::Kek;
-use keyhole_manager::store::{LogRow, MarkFile, Store, StoreError};
+use keyhole_manager::store::{LogRow, MarkFile, Position, Store, StoreError};
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 
@@ -26,6 +26,8 @@ struct Golden {
 #[derive(PartialEq, Eq)]
 struct Content {
     log: Vec<LogRow>,
+    purged: Option<Position>,
+    committed: Option<Position>,
     vote: Option<Vec<u8>>,
     /// Key and value, in the order of the keys.
     rows: Vec<(Vec<u8>, Vec<u8>)>,
@@ -106,8 +108,8 @@ fn content(bytes: &[u8], mark_at: usize, kek: &Kek) -> Result<Content, StoreErro
     let mark = Box::new(MemMark(mark.to_vec()));
     let store = Store::open_on(backend, mark, "store.redb", kek, Box::new(|_| ()), &load)?;
     let log = store.read_log(0..u64::MAX, u64::MAX)?;
-    let vote = store.vote();
+    let (purged, committed, vote) = (store.log_bounds().purged, store.committed(), store.vote());
     let mut rows = std::mem::take(&mut *rows.lock().expect("nothing panics with it"));
     rows.sort();
-    Ok(Content { log, vote, rows })
+    Ok(Content { log, purged, committed, vote, rows })
 }
