@@ -279,15 +279,13 @@ impl RaftHandle {
             self.leading().ok_or(ProposeError::NotLeader { leader: None })?;
         let after = *self.live.applied().borrow();
         let sent = Sent { proposal: command.proposal, term, after };
-        let settled = self.settle(sent);
-        tokio::pin!(settled);
         let told = if leader == self.identity().member {
             self.propose_here(command.clone(), term).await.map(Some)
         } else {
             tokio::select! {
-                // Sooner than by an answer that does not come, if the leader is gone.
-                settled = &mut settled => return settled,
                 told = self.propose_there(term, (leader, peer), command) => told.map(|()| None),
+                // If the leader is gone, its answer does not come.
+                () = self.until_after(term) => Err(changed()),
             }
         };
         match told {
@@ -295,7 +293,7 @@ impl RaftHandle {
             // It is committed, or may be; what came of it is the same here.
             Ok(None) | Err(ProposeError::Unknown { .. }) => {
                 let late = |_elapsed| unknown("the leader did not answer, and none came after it");
-                timeout(PATIENCE, settled).await.map_err(late)?
+                timeout(PATIENCE, self.settle(sent)).await.map_err(late)?
             }
             Err(error) => Err(error),
         }
@@ -343,6 +341,13 @@ impl RaftHandle {
                 })
             }
         }
+    }
+
+    /// Waits until a term is over as far as this manager knows, or Raft stops here.
+    async fn until_after(&self, term: u64) {
+        let mut metrics = self.raft.server_metrics();
+        // An error says that Raft has stopped.
+        let _ = metrics.wait_until(|now| now.vote.leader_id.term > term).await;
     }
 
     /// Waits until it shows what became of a command: all that is committed is applied here, too.
