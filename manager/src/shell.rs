@@ -60,8 +60,6 @@ pub struct Shell {
     pub(crate) audit: Arc<AuditLog>,
     pub(crate) tls: LiveTls,
     pub(crate) connections: Connections,
-    /// One change of labels at a time: each is made from the labels before.
-    pub(crate) labels: tokio::sync::Mutex<()>,
     gate: Gate,
     replica: RaftHandle,
     /// What is being done to the store, or why it can't be; empty: nothing.
@@ -114,7 +112,6 @@ impl Shell {
             audit,
             tls,
             connections: Connections::new(),
-            labels: tokio::sync::Mutex::default(),
             store_work: Mutex::default(),
             cut_off: AtomicBool::new(false),
             replica,
@@ -153,6 +150,26 @@ impl Shell {
             revision: Revision { incarnation, index: committed.index },
             outcome: applied.outcome,
         })
+    }
+
+    /// Proposes a command that `make` makes of the state as it is, and again of what it then is, if that was changed
+    /// meanwhile, through whichever manager.
+    pub(crate) async fn propose_from_state<A: Action, I>(
+        &self,
+        by: &Authorized<A>,
+        make: impl Fn() -> Result<(I, Command), Status>,
+    ) -> Result<(I, Done), Status> {
+        let mut attempt = 1;
+        loop {
+            let (id, command) = make()?;
+            match self.propose(by, command).await {
+                Ok(done) => return Ok((id, done)),
+                Err(Refused::Rejected(Rejected::OutOfSequence { .. })) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        }
     }
 
     /// As [`Self::authorize`], by a state that has all that was committed before this call; what the handler then looks

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use keyhole_tests::{Cluster, wait};
+use keyhole_tests::{Cluster, run, wait};
 use rustix::process::Signal;
 
 /// What one manager says of another, by its address.
@@ -68,6 +68,40 @@ fn every_manager_takes_every_request_and_shows_one_history() {
         }
         assert_eq!(by.ok(["cluster", "status", "-f", "{{.Health}}"]), "ok\n");
     }
+}
+
+/// Labels are changed one by one, also by managers that have not applied yet what another one has answered.
+#[test]
+fn labels_that_are_changed_through_several_managers_at_once_all_stay() {
+    let managers = Cluster::of(3);
+    let _node = managers[0].node();
+    let node = managers[0].ok(["node", "ls", "-q"]);
+    let node = node.trim();
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"x");
+    let rounds = 0..8;
+    let changes = managers.iter().enumerate().map(|(number, by)| {
+        let labels = rounds.clone().map(|round| format!("l{number}-{round}="));
+        let change = |label: String| {
+            [["node", node], ["secret", "pw"]]
+                .map(|[kind, name]| by.command([kind, "update", "--label-add", &label, name]))
+        };
+        labels.flat_map(change).collect::<Vec<_>>()
+    });
+    let changes: Vec<_> = changes.collect();
+    std::thread::scope(|scope| {
+        for one_by_one in changes {
+            scope.spawn(|| {
+                for change in one_by_one {
+                    let ran = run(change, b"");
+                    assert_eq!(ran.code, 0, "{}", ran.stderr);
+                }
+            });
+        }
+    });
+    let count = "{{len .Spec.Labels}}";
+    let all = format!("{}\n", rounds.len() * managers.len());
+    assert_eq!(managers[1].ok(["node", "inspect", "-f", count, node]), all);
+    assert_eq!(managers[2].ok(["secret", "inspect", "-f", count, "pw"]), all);
 }
 
 #[test]

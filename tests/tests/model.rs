@@ -186,6 +186,7 @@ fn command(step: &Step, state: &State) -> Option<Command> {
                     Labels::new([("zone".to_owned(), format!("z{zone}"))].into()).unwrap()
                 }),
                 availability: *availability,
+                ..NodeChange::default()
             },
         },
         Step::RemoveNode(n) => Command::RemoveNode { id: node(*n) },

@@ -66,10 +66,13 @@ fn command_out(command: &Command) -> out::Command {
             labels: labels_out(labels),
             value: Some(value_out(value)),
         }),
-        Command::SetSecretLabels { id, labels } => Out::SetSecretLabels(out::SetSecretLabels {
-            id: id.to_string(),
-            labels: labels_out(labels),
-        }),
+        Command::SetSecretLabels { id, expected, labels } => {
+            Out::SetSecretLabels(out::SetSecretLabels {
+                id: id.to_string(),
+                expected: *expected,
+                labels: labels_out(labels),
+            })
+        }
         Command::RotateSecrets { items } => {
             Out::RotateSecrets(out::RotateSecrets { items: items.iter().map(item_out).collect() })
         }
@@ -128,6 +131,7 @@ fn command_out(command: &Command) -> out::Command {
         Command::ChangeNode { id, change } => Out::ChangeNode(out::ChangeNode {
             id: id.to_string(),
             labels: change.labels.as_ref().map(|set| v1::LabelSet { labels: labels_out(set) }),
+            expected: change.expected,
             availability: change.availability.map_or(0, |to| availability_out(to).into()),
         }),
         Command::RemoveNode { id } => Out::RemoveNode(out::RemoveNode { id: id.to_string() }),
@@ -307,9 +311,11 @@ fn command_in(command: out::Command) -> Result<Command> {
             labels: labels_in(create.labels)?,
             value: value_in(required("value", create.value)?)?,
         },
-        In::SetSecretLabels(set) => {
-            Command::SetSecretLabels { id: parse("id", &set.id)?, labels: labels_in(set.labels)? }
-        }
+        In::SetSecretLabels(set) => Command::SetSecretLabels {
+            id: parse("id", &set.id)?,
+            expected: set.expected,
+            labels: labels_in(set.labels)?,
+        },
         In::RotateSecrets(rotate) => Command::RotateSecrets {
             items: rotate.items.into_iter().map(item_in).collect::<Result<_>>()?,
         },
@@ -363,6 +369,7 @@ fn command_in(command: out::Command) -> Result<Command> {
             id: parse("id", &change.id)?,
             change: NodeChange {
                 labels: change.labels.map(|set| labels_in(set.labels)).transpose()?,
+                expected: change.expected,
                 availability: availability_in(change.availability),
             },
         },

@@ -19,7 +19,7 @@ pub(super) fn out(labels: &Labels) -> HashMap<String, String> {
 pub(super) fn changed(
     before: &Labels,
     remove: &[String],
-    add: HashMap<String, String>,
+    add: &HashMap<String, String>,
 ) -> Result<Labels, Status> {
     let mut labels = before.as_map().clone();
     for key in remove {
@@ -27,7 +27,7 @@ pub(super) fn changed(
             return Err(Status::not_found(format!("label {key:?} not found")));
         }
     }
-    labels.extend(add);
+    labels.extend(add.clone());
     Labels::new(labels).map_err(invalid)
 }
 
@@ -39,9 +39,9 @@ mod tests {
     fn removals_come_first_and_unknown_ones_are_named() {
         let pair = |k: &str, v: &str| HashMap::from([(k.to_owned(), v.to_owned())]);
         let before = parse(pair("a", "1")).unwrap();
-        let after = changed(&before, &["a".into()], pair("a", "2")).unwrap();
+        let after = changed(&before, &["a".into()], &pair("a", "2")).unwrap();
         assert_eq!(after.value("a"), Some("2"));
-        let error = changed(&before, &["b".into()], pair("a", "2")).unwrap_err();
+        let error = changed(&before, &["b".into()], &pair("a", "2")).unwrap_err();
         assert!(error.message().contains("\"b\""), "{error}");
     }
 }

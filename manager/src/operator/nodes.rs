@@ -46,15 +46,17 @@ pub(super) async fn update(
     request: v1::UpdateNodeRequest,
 ) -> Reply<v1::NodeInfo> {
     let availability = availability(request.availability)?;
-    let _one_at_a_time = shell.labels.lock().await;
-    let (id, before) = shell.view(by, |state| {
-        let node = state.find_node(&request.node);
-        node.map(|node| (node.id, node.labels.clone())).map_err(|e| rejected(&e))
-    })?;
     let touched = !request.label_add.is_empty() || !request.label_rm.is_empty();
-    let labels = labels::changed(&before, &request.label_rm, request.label_add)?;
-    let change = NodeChange { labels: touched.then_some(labels), availability };
-    shell.propose(by, Command::ChangeNode { id, change }).await?;
+    let change = || {
+        shell.view(by, |state| {
+            let node = state.find_node(&request.node).map_err(|e| rejected(&e))?;
+            let labels = labels::changed(&node.labels, &request.label_rm, &request.label_add)?;
+            let labels = touched.then_some(labels);
+            let change = NodeChange { labels, expected: node.index, availability };
+            Ok((node.id, Command::ChangeNode { id: node.id, change }))
+        })
+    };
+    let (id, _) = shell.propose_from_state(by, change).await?;
     let seen = Seen::gather(shell, BTreeSet::new()).await;
     shell.view(by, |state| match state.nodes().get(&id) {
         Some(node) => Ok(info(&seen, state, node)),

@@ -172,13 +172,15 @@ pub(super) async fn update(
     by: &Authorized<act::UpdateSecret>,
     request: v1::UpdateSecretRequest,
 ) -> Reply<v1::SecretChanged> {
-    let _one_at_a_time = shell.labels.lock().await;
-    let (id, before) = shell.view_seen(by, |seen| {
-        let secret = seen.find_secret(&request.secret);
-        secret.map(|secret| (secret.id, secret.labels.clone())).map_err(|e| rejected(&e))
-    })?;
-    let labels = labels::changed(&before, &request.label_rm, request.label_add)?;
-    let done = shell.propose(by, Command::SetSecretLabels { id, labels }).await?;
+    let change = || {
+        shell.view_seen(by, |seen| {
+            let secret = seen.find_secret(&request.secret).map_err(|e| rejected(&e))?;
+            let labels = labels::changed(&secret.labels, &request.label_rm, &request.label_add)?;
+            let (id, expected) = (secret.id, secret.index);
+            Ok((id, Command::SetSecretLabels { id, expected, labels }))
+        })
+    };
+    let (id, done) = shell.propose_from_state(by, change).await?;
     changed(shell, by, &done, id)
 }
 

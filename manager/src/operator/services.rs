@@ -6,14 +6,13 @@ use keyhole_domain::{
 };
 use keyhole_proto::v1;
 use keyhole_state::{
-    Command, Grant, GrantRequest, Rejected, Seen, Service, ServiceSpec, Standing, State,
-    Unconstrained,
+    Command, Grant, GrantRequest, Seen, Service, ServiceSpec, Standing, State, Unconstrained,
 };
 use tonic::Status;
 
 use super::{Asked, labels};
 use crate::authz::{Action, Authorized, act};
-use crate::shell::{ATTEMPTS, Done, Refused, Shell, entropy, revision_out};
+use crate::shell::{Done, Shell, entropy, revision_out};
 use crate::status::{invalid, rejected};
 
 type Reply<T> = Result<T, Status>;
@@ -54,29 +53,22 @@ pub(super) async fn update(
     by: &Authorized<act::UpdateService>,
     request: v1::UpdateServiceRequest,
 ) -> Reply<v1::ServiceChanged> {
-    let mut attempt = 1;
-    loop {
-        let (id, expected, wanted) = shell.view_seen(by, |seen| {
-            let service = seen.find_service(&request.service);
-            let service = service.map_err(|e| rejected(&e))?;
+    let update = || {
+        shell.view_seen(by, |seen| {
+            let service = seen.find_service(&request.service).map_err(|e| rejected(&e))?;
             let wanted = updated(seen, service, &request)?;
-            Ok::<_, Status>((service.id, service.index, wanted))
-        })?;
-        let command = Command::UpdateService {
-            id,
-            expected,
-            labels: wanted.labels,
-            grants: wanted.grants,
-            constraints: wanted.constraints,
-        };
-        match shell.propose(by, command).await {
-            Ok(done) => return changed(shell, by, &done, id),
-            Err(Refused::Rejected(Rejected::OutOfSequence { .. })) if attempt < ATTEMPTS => {
-                attempt += 1;
-            }
-            Err(refused) => return Err(refused.into()),
-        }
-    }
+            let command = Command::UpdateService {
+                id: service.id,
+                expected: service.index,
+                labels: wanted.labels,
+                grants: wanted.grants,
+                constraints: wanted.constraints,
+            };
+            Ok((service.id, command))
+        })
+    };
+    let (id, done) = shell.propose_from_state(by, update).await?;
+    changed(shell, by, &done, id)
 }
 
 pub(super) async fn rollback(
@@ -138,7 +130,7 @@ fn updated(seen: Seen<'_>, service: &Service, request: &v1::UpdateServiceRequest
     let mut wanted: Vec<GrantRequest> = kept.into_iter().map(again).collect();
     wanted.extend(grants(seen, &request.secret_add)?);
     Ok(Wanted {
-        labels: labels::changed(&spec.labels, &request.label_rm, request.label_add.clone())?,
+        labels: labels::changed(&spec.labels, &request.label_rm, &request.label_add)?,
         grants: wanted,
         constraints: constraints(service, request)?,
     })

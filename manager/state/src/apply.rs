@@ -62,7 +62,9 @@ impl State {
             Command::CreateSecret { id, name, labels, value } => {
                 self.create_secret(when, *id, name, labels, value)
             }
-            Command::SetSecretLabels { id, labels } => self.set_secret_labels(when, *id, labels),
+            Command::SetSecretLabels { id, expected, labels } => {
+                self.set_secret_labels(when, *id, *expected, labels)
+            }
             Command::RotateSecrets { items } => self.rotate_secrets(when, items),
             Command::RollbackSecret { id, to } => self.rollback_secret(when, *id, *to),
             Command::RemoveSecret { id } => self.remove_secret(*id),

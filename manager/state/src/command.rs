@@ -100,6 +100,8 @@ pub struct GrantRequest {
 pub struct NodeChange {
     /// All labels anew.
     pub labels: Option<Labels>,
+    /// The node's index that the labels were made from; 0: whatever it is, as in entries of before this was looked at.
+    pub expected: u64,
     /// Whether it takes tasks.
     pub availability: Option<Availability>,
 }
@@ -125,8 +127,9 @@ pub enum Command {
     Init(Box<InitCluster>),
     /// A new secret with version 1.
     CreateSecret { id: SecretId, name: SecretName, labels: Labels, value: SealedValue },
-    /// New labels, whole; the name and values never change by this.
-    SetSecretLabels { id: SecretId, labels: Labels },
+    /// New labels, whole, made from those at index `expected` (0: whatever it is, as in entries of before this was
+    /// looked at); the name and values never change by this.
+    SetSecretLabels { id: SecretId, expected: u64, labels: Labels },
     /// The next version of one or more secrets, all or none.
     RotateSecrets { items: Vec<RotateItem> },
     /// Moves *current* to a kept version, by default the one before.

@@ -74,10 +74,15 @@ impl State {
         let Some(node) = self.nodes.get_mut(&id) else {
             return Err(not_found(id));
         };
-        node.index = index;
         if let Some(labels) = &change.labels {
+            let (expected, actual) = (change.expected, node.index);
+            if expected != 0 && expected != actual {
+                let name = node.hostname.clone();
+                return Err(Rejected::OutOfSequence { kind: "node", name, expected, actual });
+            }
             node.labels = labels.clone();
         }
+        node.index = index;
         if let Some(availability) = change.availability {
             node.availability = availability;
         }

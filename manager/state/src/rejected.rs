@@ -68,10 +68,10 @@ pub enum Rejected {
     #[error("{count} grants given; a service has at most {MAX_GRANTS}")]
     TooManyGrants { count: usize },
     #[error(
-        "update out of sequence: service {name} is at {actual}, the change was made from {expected}; \
+        "update out of sequence: {kind} {name} is at {actual}, the change was made from {expected}; \
              look at it again and repeat"
     )]
-    OutOfSequence { name: String, expected: u64, actual: u64 },
+    OutOfSequence { kind: &'static str, name: String, expected: u64, actual: u64 },
     #[error("service {name} has no previous spec to roll back to")]
     NoPreviousSpec { name: String },
     #[error("no member has the id {id}")]

@@ -138,9 +138,14 @@ impl State {
         &mut self,
         (at, index): (Timestamp, u64),
         id: SecretId,
+        expected: u64,
         labels: &Labels,
     ) -> Result<Change, Rejected> {
         let secret = self.secret_mut(id)?;
+        if expected != 0 && expected != secret.index {
+            let (name, actual) = (secret.name.to_string(), secret.index);
+            return Err(Rejected::OutOfSequence { kind: "secret", name, expected, actual });
+        }
         secret.labels = labels.clone();
         (secret.updated_at, secret.index) = (at, index);
         let outcome = Outcome::Secrets(vec![(id, secret.current)]);

@@ -117,7 +117,7 @@ impl State {
         let service = self.service(id)?;
         if service.index != expected {
             let (name, actual) = (service.name.to_string(), service.index);
-            return Err(Rejected::OutOfSequence { name, expected, actual });
+            return Err(Rejected::OutOfSequence { kind: "service", name, expected, actual });
         }
         let before = service.spec.grants.clone();
         let grants = self.number_grants(requests, &before)?;

@@ -126,6 +126,7 @@ fn command() -> impl Strategy<Value = Command> {
             id: node(n),
             change: NodeChange {
                 labels: Some(zone(z)),
+                expected: 0,
                 availability: Some([Availability::Active, Availability::Pause, Availability::Drain][a as usize]),
             },
         }),

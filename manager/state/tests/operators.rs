@@ -188,7 +188,10 @@ fn commands(cluster: &Cluster) -> Vec<(Act, Command)> {
     let node = operator(99);
     vec![
         (Act::CreateSecret, create(9, "web-z")),
-        (Act::UpdateSecret, Command::SetSecretLabels { id: secret(1), labels: Labels::default() }),
+        (
+            Act::UpdateSecret,
+            Command::SetSecretLabels { id: secret(1), expected: 0, labels: Labels::default() },
+        ),
         (Act::RotateSecrets, rotate(1, 2)),
         (Act::RollbackSecret, Command::RollbackSecret { id: secret(1), to: None }),
         (Act::RemoveSecret, Command::RemoveSecret { id: secret(2) }),
@@ -274,7 +277,7 @@ fn names_out_of_the_scope_are_neither_changed_nor_known() {
             rotate(3, 2),
             Command::RemoveSecret { id: secret(3) },
             Command::RollbackSecret { id: secret(3), to: None },
-            Command::SetSecretLabels { id: secret(3), labels: Labels::default() },
+            Command::SetSecretLabels { id: secret(3), expected: 0, labels: Labels::default() },
             Command::RemoveService { id: service(2) },
             Command::RollbackService { id: service(2) },
             cluster.update(2, &[], &[]),

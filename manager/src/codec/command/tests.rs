@@ -94,7 +94,7 @@ fn history() -> Vec<Command> {
             labels: labels(),
             value: value(2),
         },
-        Command::SetSecretLabels { id: secret, labels: Labels::default() },
+        Command::SetSecretLabels { id: secret, expected: 2, labels: Labels::default() },
         Command::RotateSecrets {
             items: vec![RotateItem { id: secret, version: Version::FIRST.next(), value: value(3) }],
         },
@@ -103,7 +103,11 @@ fn history() -> Vec<Command> {
         Command::JoinNode { id: node, hostname: "alpha".into() },
         Command::ChangeNode {
             id: node,
-            change: NodeChange { labels: Some(labels()), availability: Some(Availability::Pause) },
+            change: NodeChange {
+                labels: Some(labels()),
+                expected: 8,
+                availability: Some(Availability::Pause),
+            },
         },
         Command::CreateService {
             id: service,

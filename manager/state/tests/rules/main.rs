@@ -299,11 +299,64 @@ fn a_running_task_loses_its_files_when_its_node_is_no_longer_admitted() {
     let on = NodeId::from_entropy(id(1));
     assert_eq!(cluster.state.assignment(on).tasks[0].grants.len(), 1);
     let labels = Labels::new(BTreeMap::from([("zone".into(), "eu".into())])).unwrap();
-    let change = NodeChange { labels: Some(labels), availability: None };
+    let change = NodeChange { labels: Some(labels), ..NodeChange::default() };
     let applied = cluster.run(Command::ChangeNode { id: on, change }).unwrap();
     assert!(applied.nodes.contains(&on));
     let assigned = &cluster.state.assignment(on).tasks[0];
     assert!(assigned.grants.is_empty() && assigned.rejected.is_some());
+}
+
+/// Another manager may not have applied yet what its caller has made it from.
+#[test]
+fn labels_and_specs_made_of_what_is_no_more_are_refused() {
+    let mut cluster = Cluster::new();
+    cluster.join(1);
+    cluster.create(1, "db").unwrap();
+    cluster.serve(1, vec![], &[]).unwrap();
+    let (node, secret, service) = (
+        NodeId::from_entropy(id(1)),
+        SecretId::from_entropy(id(1)),
+        ServiceId::from_entropy(id(1)),
+    );
+    let labels = |zone: &str| Labels::new([("zone".to_owned(), zone.to_owned())].into()).unwrap();
+    let of_node = |expected, zone| {
+        let change = NodeChange { labels: Some(labels(zone)), expected, availability: None };
+        Command::ChangeNode { id: node, change }
+    };
+    let of_secret =
+        |expected, zone| Command::SetSecretLabels { id: secret, expected, labels: labels(zone) };
+    let of_service = |expected, zone| Command::UpdateService {
+        id: service,
+        expected,
+        labels: labels(zone),
+        grants: vec![],
+        constraints: vec![],
+    };
+    let at = |state: &State| {
+        let (node, secret) = (&state.nodes()[&node], &state.secrets()[&secret]);
+        [node.index, secret.index, state.services()[&service].index]
+    };
+    let made_from = at(&cluster.state);
+    let change = |zone| {
+        let [node, secret, service] = made_from;
+        [of_node(node, zone), of_secret(secret, zone), of_service(service, zone)]
+    };
+    for (kind, (first, second)) in
+        ["node", "secret", "service"].into_iter().zip(change("eu").into_iter().zip(change("us")))
+    {
+        cluster.run(first).unwrap();
+        let refused = cluster.run(second).unwrap_err();
+        assert!(matches!(refused, Rejected::OutOfSequence { .. }), "{refused}");
+        assert!(refused.to_string().contains(kind), "{refused}");
+    }
+    let state = &cluster.state;
+    assert_eq!(state.nodes()[&node].labels.value("zone"), Some("eu"));
+    assert_eq!(state.secrets()[&secret].labels.value("zone"), Some("eu"));
+    assert_eq!(state.services()[&service].spec.labels.value("zone"), Some("eu"));
+    assert_eq!(at(state).iter().filter(|index| made_from.contains(index)).count(), 0);
+    // An entry of before this was looked at.
+    cluster.run(of_node(0, "us")).unwrap();
+    cluster.run(of_secret(0, "us")).unwrap();
 }
 
 #[test]
