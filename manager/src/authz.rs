@@ -214,6 +214,12 @@ impl Gate {
         }
     }
 
+    /// Whether a caller would be refused by what is applied here.
+    pub(crate) fn refuses<A: Action, T>(&self, request: &Request<T>) -> bool {
+        let caller = Caller::of(request);
+        self.replica.read(|state| A::Subject::admit(&caller, state, A::ACT).is_err())
+    }
+
     /// Whether an operator that was let through may stay: what he waits for is ended when he is removed.
     pub(crate) fn still_operator(&self, by: &Actor) -> Result<(), Rejected> {
         match by {

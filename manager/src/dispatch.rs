@@ -47,7 +47,7 @@ impl v1::dispatch_server::Dispatch for DispatchApi {
         &self,
         request: Request<v1::AssignmentsRequest>,
     ) -> Reply<Self::AssignmentsStream> {
-        let by = self.0.authorize::<act::Assignments, _>(&request)?;
+        let by = self.0.authorize_or_catch_up::<act::Assignments, _>(&request).await?;
         let version = format::version(request.metadata()).to_owned();
         let stream = open(&self.0, by, version, request.into_inner()).await?;
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
@@ -59,12 +59,13 @@ impl v1::dispatch_server::Dispatch for DispatchApi {
         &self,
         request: Request<v1::ClaimTaskRequest>,
     ) -> Reply<v1::ClaimTaskReply> {
-        let by = self.0.authorize::<act::ClaimTask, _>(&request)?;
+        // The service may have been made through another manager just now.
+        let by = self.0.authorize_latest::<act::ClaimTask, _>(&request).await?;
         claim(&self.0, &by, request.into_inner()).await.map(Response::new)
     }
 
     async fn end_task(&self, request: Request<v1::EndTaskRequest>) -> Reply<v1::EndTaskReply> {
-        let by = self.0.authorize::<act::EndTask, _>(&request)?;
+        let by = self.0.authorize_or_catch_up::<act::EndTask, _>(&request).await?;
         let request = request.into_inner();
         let command = Command::EndTask {
             id: request.id.parse().map_err(invalid)?,

@@ -182,6 +182,18 @@ impl Shell {
         self.authorize(request)
     }
 
+    /// As [`Self::authorize`], but nobody is refused for what this manager has not heard of yet: another one may have
+    /// let him in.
+    pub(crate) async fn authorize_or_catch_up<A: Action, T: Send + Sync>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<Authorized<A>, Status> {
+        match self.gate.refuses::<A, T>(request) {
+            true => self.authorize_latest(request).await,
+            false => self.authorize(request),
+        }
+    }
+
     /// Proposes what another manager passed on, if this one leads in this term; its index once it is committed.
     pub(crate) async fn propose_forwarded(
         &self,

@@ -463,6 +463,79 @@ fn of_two_managers_either_can_be_removed() {
     }
 }
 
+/// The connection to it is dead, and nothing but the question finds that out.
+#[test]
+fn a_manager_asks_one_that_was_restarted_on_a_new_connection() {
+    let mut managers = Cluster::of(3);
+    let node = managers[0].node();
+    let on = || node.ok(["node", "status", "--format", "{{.Manager}}"]).trim().to_owned();
+    let at = wait::until("the node to be on one of them", || {
+        let home = on();
+        managers.iter().position(|m| m.address().to_string() == home).ok_or(home)
+    });
+    let home = managers[at].address().to_string();
+    let (asked, leads) = ((at + 1) % 3, (at + 2) % 3);
+    let lead = managers[leads].address().to_string();
+    managers[asked].ok(["manager", "transfer-leader", &lead]);
+    let said = |by: &Cluster| by.ok(["node", "ls", "--format", "{{.Status}}"]);
+    assert_eq!(said(&managers[asked]), "Ready\n");
+    managers[at].restart(Signal::KILL);
+    wait::until_within(Duration::from_secs(45), "the node to be back home", || match on() {
+        now if now == home => Ok(()),
+        now => Err(now),
+    });
+    assert_eq!(said(&managers[asked]), "Ready\n");
+}
+
+/// Its vote would be missed at once, and could not be taken back.
+#[test]
+fn a_manager_that_is_promoted_while_it_is_off_votes_when_it_is_back() {
+    let mut managers = Cluster::of(2);
+    let stays = leader(&managers);
+    let off = 1 - stays;
+    let address = managers[off].address().to_string();
+    managers[stays].ok(["manager", "demote", &address]);
+    managers[off].stop(Signal::TERM);
+    comes_to(&managers[stays], &managers[off], "{{.Status}}", "Unreachable");
+    managers[stays].ok(["manager", "promote", &address]);
+    managers[stays].ok_with(["secret", "create", "meanwhile", "-"], b"v");
+    managers[off].resume();
+    comes_to(&managers[stays], &managers[off], "{{.Role}}", "Voter");
+    assert_eq!(managers[off].ok(["secret", "ls", "--format", "{{.Name}}"]), "meanwhile\n");
+}
+
+/// It joined, and got its task, while the one manager that is left of three was off.
+#[test]
+fn a_node_that_a_manager_has_not_heard_of_yet_keeps_its_files() {
+    let mut managers = Cluster::of(3);
+    managers[0].ok_with(["secret", "create", "pw", "-"], b"v");
+    managers[0].ok(["service", "create", "web", "--secret", "pw"]);
+    managers[2].stop(Signal::TERM);
+    let node = managers[0].node();
+    let task = node.task("web");
+    let trouble = || node.ok(["node", "status", "--format", "{{.Trouble}}"]);
+    let mut others = managers.split_off(1);
+    others[0].stop(Signal::KILL);
+    managers[0].stop(Signal::KILL);
+    others[1].resume();
+    let behind = format!("{}: ", others[1].address());
+    wait::until("the node to be put off by the one that is behind", || match trouble() {
+        why if why.contains(&behind) && why.contains("this manager does not lead the cluster") => {
+            Ok(())
+        }
+        why => Err(why),
+    });
+    assert_eq!(task.text(node.path("pw")).as_deref(), Ok("v"));
+    managers[0].resume();
+    others[0].resume();
+    wait::until("the node to be back", || match trouble() {
+        why if why == "\n" => Ok(()),
+        why => Err(why),
+    });
+    others[1].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
+    assert_eq!(task.text(node.path("pw")).as_deref(), Ok("w"));
+}
+
 /// Who knew the keys and is gone knows none that anything is sealed under.
 #[test]
 fn keys_rotate_when_a_manager_goes_and_when_an_operator_says_so() {

@@ -41,7 +41,7 @@ impl v1::ca_server::Ca for CaApi {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Reply<v1::Certificate> {
-        let by = self.0.authorize::<act::Renew, _>(&request)?;
+        let by = self.0.authorize_or_catch_up::<act::Renew, _>(&request).await?;
         let holder = Holder { id: by.subject().id(), role: by.subject().role() };
         let csr = request.into_inner().csr;
         certificate(&self.0, &by, holder, &csr).map(Response::new)

@@ -30,8 +30,10 @@ fn ended(error: Fatal<TypeConfig>) -> Status {
 pub(crate) fn unavailable(error: &ProposeError) -> Status {
     let code = match error {
         ProposeError::Unknown { .. } => Code::Unknown,
-        ProposeError::Refused { .. } => Code::PermissionDenied,
-        ProposeError::NotLeader { .. } | ProposeError::Stopped { .. } => Code::Unavailable,
+        // The caller was let in here; that the leader does not take this manager's word is no refusal of the caller.
+        ProposeError::Refused { .. }
+        | ProposeError::NotLeader { .. }
+        | ProposeError::Stopped { .. } => Code::Unavailable,
     };
     Status::new(code, error.to_string())
 }

@@ -60,7 +60,12 @@ impl v1::peer_server::Peer for PeerApi {
         let envelope = envelope.ok_or_else(|| invalid("no command"))?;
         let envelope = decode_envelope(envelope).map_err(invalid)?;
         let from = by.subject().member();
-        if let Err(reason) = self.0.view(&by, |state| state.admit_forwarded(from, &envelope)) {
+        let admit = || self.0.view(&by, |state| state.admit_forwarded(from, &envelope));
+        if admit().is_err() {
+            // A new leader may not have applied yet what its predecessor has answered.
+            self.0.read_index(&by).await?;
+        }
+        if let Err(reason) = admit() {
             let refused = reason.to_string();
             self.0.audit.refused_actor(&envelope.actor, act::Forward::NAME, &refused);
             return Ok(Response::new(v1::ProposeReply { index: 0, refused }));
