@@ -2,7 +2,7 @@
 //!
 //! Depends on openraft's handle and the state. Invariant: which step is next is the state's decision; a new leader goes on
 //! where the last one stopped.
-use super::handle::{RaftHandle, Status};
+use super::handle::{OUT_OF_REACH, RaftHandle, Status};
 use super::types::Peer;
 use keyhole_state::{MembershipStep, RaftMembers, State};
 use openraft::ChangeMembers;
@@ -51,7 +51,10 @@ fn members(status: &Status) -> RaftMembers {
     let caught_up = |id: &&u64| {
         let progress = status.others.get(*id);
         progress.is_some_and(|other| {
-            other.matched > 0 && status.last_log.saturating_sub(other.matched) <= NEARLY
+            // One that is off would take a vote away, not add one.
+            let reached = other.silent.is_some_and(|silent| silent < OUT_OF_REACH);
+            let near = status.last_log.saturating_sub(other.matched) <= NEARLY;
+            other.matched > 0 && near && reached
         })
     };
     members.caught_up = members.learners.iter().filter(caught_up).copied().collect();

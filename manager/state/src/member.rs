@@ -170,8 +170,8 @@ impl State {
         self.members.values().filter(|member| member.voter).map(|member| member.id).collect()
     }
 
-    /// Whether the cluster could still decide anything if this member had no vote: of those that vote now, a majority of
-    /// the rest must be reached.
+    /// Whether the cluster could still decide anything if this member had no vote: of those that vote now and
+    /// are to vote, a majority of the rest must be reached.
     ///
     /// # Errors
     /// [`Rejected::QuorumLost`] with the numbers; [`Rejected::LastVoter`] if it is the only one.
@@ -182,7 +182,8 @@ impl State {
         reached: &BTreeSet<u64>,
     ) -> Result<(), Rejected> {
         self.someone_votes_without(id)?;
-        let mut left = voting.clone();
+        // Raft may not have followed the last change yet.
+        let mut left: BTreeSet<u64> = voting.intersection(&self.voters()).copied().collect();
         if !left.remove(&id) {
             return Ok(());
         }

@@ -76,6 +76,12 @@ fn a_removal_that_would_lose_the_quorum_is_refused_with_the_numbers() {
     assert_eq!(refused, Rejected::QuorumLost { id: 1, left: 4, needed: 3, have: 2 });
     // Who has no vote may go.
     state.quorum_without(5, &set(&[1, 2]), &set(&[1])).unwrap();
+    // Raft still counts two that were removed just now.
+    for id in [1, 2] {
+        cluster.run(Command::RemoveMember { id }).unwrap();
+    }
+    let refused = cluster.state.quorum_without(3, &all, &set(&[1, 2, 3, 4])).unwrap_err();
+    assert_eq!(refused, Rejected::QuorumLost { id: 3, left: 2, needed: 2, have: 1 });
 }
 
 #[test]
