@@ -73,7 +73,9 @@ pub(crate) async fn keep_log_short(
             purged = purgeable;
             let _ = raft.trigger().purge_log(purgeable).await;
         }
-        if pending.is_none() && store.log_bytes_after(covered) > limits.snapshot_at {
+        // What is not applied yet is in no snapshot: one at the same place would never be seen to be done.
+        let moved = *applied.borrow_and_update() > covered.unwrap_or(0);
+        if pending.is_none() && moved && store.log_bytes_after(covered) > limits.snapshot_at {
             pending = Some(covered);
             let _ = raft.trigger().snapshot().await;
         }
