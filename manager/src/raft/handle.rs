@@ -109,6 +109,8 @@ fn leader_hint(leader: &Option<(u64, Peer)>) -> String {
 
 /// How long a command or a read waits for a manager to lead. An election takes two seconds at most.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a leader waits until others have a command; one that is cut off does not learn whether they do.
+const COMMITTED: Duration = Duration::from_secs(20);
 /// How long another manager has to take the lead.
 const HANDED_OVER: Duration = Duration::from_secs(3);
 /// How long a follower may take to apply what the leader has, before it asks again.
@@ -280,7 +282,10 @@ impl RaftHandle {
         let after = *self.live.applied().borrow();
         let sent = Sent { proposal: command.proposal, term, after };
         let told = if leader == self.identity().member {
-            self.propose_here(command.clone(), term).await.map(Some)
+            // Not settled after it: its outcome is told to its responder, which is gone then, and kept nowhere.
+            let here = timeout(COMMITTED, self.propose_here(command.clone(), term)).await;
+            here.map_err(|_elapsed| unknown("most of the managers did not take it in time"))?
+                .map(Some)
         } else {
             tokio::select! {
                 told = self.propose_there(term, (leader, peer), command) => told.map(|()| None),
