@@ -10,11 +10,13 @@ use std::time::Duration;
 use futures::future::join_all;
 use keyhole_domain::{GrantId, NodeId, Revision, TaskId, Version};
 use keyhole_proto::v1;
+use keyhole_proto::v1::peer_client::PeerClient;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::raft::Peer;
 use crate::sessions::{Peer as NodePeer, SessionView, Sessions, Shown};
@@ -83,9 +85,12 @@ async fn ask(
     peer: &Peer,
     request: v1::SessionsRequest,
 ) -> Result<v1::SessionsReply, String> {
-    let mut client = shell.peer_client(member, peer).await?;
-    let reply = client.sessions(request).await;
-    reply.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+    let question = |mut client: PeerClient<Channel>| {
+        let request = request.clone();
+        async move { client.sessions(request).await }
+    };
+    let reply = shell.ask_peer((member, peer), question).await;
+    reply.map_err(|status| status.message().to_owned())
 }
 
 /// Those of other managers that are no nodes of ours are left out.
@@ -204,8 +209,11 @@ async fn listen(
     tell: &watch::Sender<BTreeMap<u64, Told>>,
 ) -> Result<(), String> {
     let said = |status: Status| status.message().to_owned();
-    let mut client = shell.peer_client(member, peer).await?;
-    let mut replies = client.watch_sessions(request).await.map_err(said)?.into_inner();
+    let question = |mut client: PeerClient<Channel>| {
+        let request = request.clone();
+        async move { client.watch_sessions(request).await }
+    };
+    let mut replies = shell.ask_peer((member, peer), question).await.map_err(said)?;
     while let Some(reply) = replies.message().await.map_err(said)? {
         let parse = |ids: Vec<String>, has: bool| {
             ids.into_iter().filter_map(move |id| Some((id.parse().ok()?, has)))

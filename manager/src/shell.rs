@@ -17,13 +17,13 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
 use crate::audit::AuditLog;
 use crate::authz::{Action, Authorized, Gate, OperatorSubject, OwnWork, act};
 use crate::ca::kept::{self, OWN_CERTIFICATE};
 use crate::raft::{
-    self, Change, Peer, PeerCalls, Progress, ProposeError, RaftHandle, SnapshotData,
+    self, Change, Peer, PeerCalls, PeerError, Progress, ProposeError, RaftHandle, SnapshotData,
     Status as RaftStatus, unavailable,
 };
 use crate::seal::Keyring;
@@ -222,8 +222,10 @@ impl Shell {
             return self.hand_over_here(to).await.map_err(refused);
         }
         let (leader, peer) = self.leader(&status)?;
-        let mut client = self.peer_client(leader, &peer).await.map_err(Status::unavailable)?;
-        Ok(client.hand_over(v1::HandOverRequest { to }).await?.into_inner().to)
+        let question = |mut client: PeerClient<Channel>| async move {
+            client.hand_over(v1::HandOverRequest { to }).await
+        };
+        Ok(self.ask_peer((leader, &peer), question).await?.to)
     }
 
     /// How the leader sees the others, with the last entry of its log.
@@ -233,8 +235,10 @@ impl Shell {
             return Ok((status.last_log, status.others));
         }
         let (leader, peer) = self.leader(&status)?;
-        let mut client = self.peer_client(leader, &peer).await.map_err(Status::unavailable)?;
-        let reply = client.progress(v1::ProgressRequest {}).await?.into_inner();
+        let question = |mut client: PeerClient<Channel>| async move {
+            client.progress(v1::ProgressRequest {}).await
+        };
+        let reply = self.ask_peer((leader, &peer), question).await?;
         let progress = |member: v1::MemberProgress| {
             let silent = member.silent_millis.map(Duration::from_millis);
             (member.member, Progress { matched: member.matched, silent })
@@ -266,13 +270,19 @@ impl Shell {
         self.replica.read(others)
     }
 
-    /// A client of another manager.
-    pub(crate) async fn peer_client(
+    /// Asks another manager.
+    pub(crate) async fn ask_peer<R, F>(
         &self,
-        member: u64,
-        peer: &Peer,
-    ) -> Result<PeerClient<Channel>, String> {
-        self.replica.peers().client(member, peer).await.map_err(|error| error.to_string())
+        at: (u64, &Peer),
+        question: impl Fn(PeerClient<Channel>) -> F,
+    ) -> Result<R, Status>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        self.replica.peers().ask(at, question).await.map_err(|error| match error {
+            PeerError::Status(status) => status,
+            other => Status::unavailable(other.to_string()),
+        })
     }
 
     /// Looks at the state for the caller.

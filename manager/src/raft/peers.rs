@@ -189,13 +189,29 @@ impl Peers {
         Ok(self.call((leader, peer), Lane::Pulse, READING, call).await?.index)
     }
 
-    /// A client for another service's questions.
-    pub(crate) async fn client(
+    /// Asks a manager another service's question; once more if the kept connection turns out to be dead.
+    pub(crate) async fn ask<R, F>(
         &self,
-        member: u64,
-        peer: &Peer,
-    ) -> Result<PeerClient<Channel>, PeerError> {
-        self.line(member, peer, Lane::Pulse).await
+        (member, peer): (u64, &Peer),
+        question: impl Fn(PeerClient<Channel>) -> F,
+    ) -> Result<R, PeerError>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let mut again = true;
+        loop {
+            let client = self.line(member, peer, Lane::Pulse).await?;
+            let status = match question(client).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            let dead = http2::never_sent(&status);
+            let error = PeerError::Status(status);
+            self.failed((member, Lane::Pulse), &error);
+            if !(dead && std::mem::take(&mut again)) {
+                return Err(error);
+            }
+        }
     }
 
     async fn call<R, F>(
