@@ -20,8 +20,8 @@ pub use delta::{AssignmentDelta, DeltaError};
 pub use grant::{GrantId, GrantSpec, GrantSpecError};
 pub use id::{ClusterId, ID_LEN, IdError, NodeId, SecretId, ServiceId, TaskId};
 pub use limits::{
-    DEFAULT_QUOTA_BYTES, KEPT_VERSIONS, MAX_GRANTS, MAX_LABEL_BYTES, MAX_LABELS, MAX_SECRET_BYTES,
-    ValueLenError, check_value_len,
+    DEFAULT_QUOTA_BYTES, KEPT_VERSIONS, MAX_CONSTRAINT_BYTES, MAX_CONSTRAINTS, MAX_GRANTS,
+    MAX_LABEL_BYTES, MAX_LABELS, MAX_SECRET_BYTES, ValueLenError, check_value_len,
 };
 pub use mode::{FileMode, ModeError};
 pub use name::{Labels, LabelsError, NameError, OperatorName, SecretName, ServiceName};

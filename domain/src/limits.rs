@@ -12,6 +12,10 @@ pub const MAX_LABELS: usize = 128;
 pub const MAX_LABEL_BYTES: usize = 64 * 1024;
 /// Grants of one service.
 pub const MAX_GRANTS: usize = 1_000;
+/// Constraints of one service.
+pub const MAX_CONSTRAINTS: usize = 128;
+/// All constraints of one service together, in bytes.
+pub const MAX_CONSTRAINT_BYTES: usize = 64 * 1024;
 
 /// Why a value's length is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,9 @@
 //! Why a command changed nothing. Deterministic, and worded for the operator.
 
-use keyhole_domain::{ClusterId, LabelsError, MAX_GRANTS, NodeId, Target, Version};
+use keyhole_domain::{
+    ClusterId, LabelsError, MAX_CONSTRAINT_BYTES, MAX_CONSTRAINTS, MAX_GRANTS, NodeId, Target,
+    Version,
+};
 
 use crate::Role;
 
@@ -67,6 +70,11 @@ pub enum Rejected {
     TargetConflict { first: String, second: String, target: Target },
     #[error("{count} grants given; a service has at most {MAX_GRANTS}")]
     TooManyGrants { count: usize },
+    #[error(
+        "{count} constraints of {bytes} bytes given; a service has at most {MAX_CONSTRAINTS} of \
+             {MAX_CONSTRAINT_BYTES} bytes in all"
+    )]
+    TooManyConstraints { count: usize, bytes: usize },
     #[error(
         "update out of sequence: {kind} {name} is at {actual}, the change was made from {expected}; \
              look at it again and repeat"
@@ -187,6 +195,7 @@ impl Rejected {
             | Self::Value { .. }
             | Self::TargetConflict { .. }
             | Self::TooManyGrants { .. }
+            | Self::TooManyConstraints { .. }
             | Self::Labels(_) => Kind::InvalidArgument,
             Self::UnknownOperator { .. }
             | Self::NotYourRole { .. }

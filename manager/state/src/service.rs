@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use keyhole_domain::{
-    Constraint, FileMode, GrantId, Labels, MAX_GRANTS, SecretId, ServiceId, ServiceName, Target,
-    Timestamp, Version,
+    Constraint, FileMode, GrantId, Labels, MAX_CONSTRAINT_BYTES, MAX_CONSTRAINTS, MAX_GRANTS,
+    SecretId, ServiceId, ServiceName, Target, Timestamp, Version,
 };
 
 use crate::{GrantRequest, Outcome, Rejected, RowKey, State, apply::Change};
@@ -87,6 +87,7 @@ impl State {
         if self.services.contains_key(&id) {
             return Err(Rejected::IdTaken { kind: "service", id: id.to_string() });
         }
+        Self::check_constraints(constraints)?;
         let grants = self.number_grants(requests, &[])?;
         let spec =
             ServiceSpec { labels: labels.clone(), grants, constraints: constraints.to_vec() };
@@ -120,6 +121,7 @@ impl State {
             return Err(Rejected::OutOfSequence { kind: "service", name, expected, actual });
         }
         let before = service.spec.grants.clone();
+        Self::check_constraints(constraints)?;
         let grants = self.number_grants(requests, &before)?;
         let spec =
             ServiceSpec { labels: labels.clone(), grants, constraints: constraints.to_vec() };
@@ -208,6 +210,15 @@ impl State {
             .collect();
         self.cluster_mut()?.next_grant = next;
         Ok(grants)
+    }
+
+    fn check_constraints(constraints: &[Constraint]) -> Result<(), Rejected> {
+        let count = constraints.len();
+        let bytes = constraints.iter().map(|constraint| constraint.to_string().len()).sum();
+        match count > MAX_CONSTRAINTS || bytes > MAX_CONSTRAINT_BYTES {
+            true => Err(Rejected::TooManyConstraints { count, bytes }),
+            false => Ok(()),
+        }
     }
 
     fn check_grants(&self, requests: &[GrantRequest]) -> Result<(), Rejected> {

@@ -275,6 +275,31 @@ fn targets_conflict_after_normalising() {
     cluster.serve(1, vec![grant(1, "a", None), grant(1, "b", None)], &[]).unwrap();
 }
 
+/// A command, a row and a backup's record each have to fit into one message.
+#[test]
+fn constraints_have_a_limit_in_number_and_in_bytes() {
+    let mut cluster = Cluster::new();
+    let numbered: Vec<_> = (0..=128).map(|n| format!("node.hostname!=h{n}")).collect();
+    let of = |texts: &[String]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+    let long = format!("node.labels.{}==x", "k".repeat(64 * 1024));
+    for (n, texts) in (1..).zip([&numbered[..], &[long][..]]) {
+        let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+        let refused = cluster.serve(n, vec![], &texts).unwrap_err();
+        assert!(matches!(refused, Rejected::TooManyConstraints { .. }), "{refused}");
+    }
+    let texts: Vec<_> = numbered[..128].iter().map(String::as_str).collect();
+    cluster.serve(1, vec![], &texts).unwrap();
+    let id = ServiceId::from_entropy(id(1));
+    let refused = cluster.run(Command::UpdateService {
+        id,
+        expected: cluster.state.services()[&id].index,
+        labels: Labels::default(),
+        grants: vec![],
+        constraints: of(&numbered),
+    });
+    assert!(matches!(refused, Err(Rejected::TooManyConstraints { count: 129, .. })));
+}
+
 #[test]
 fn a_node_that_may_not_hold_a_service_gets_nothing_and_its_task_says_why() {
     let mut cluster = Cluster::new();
