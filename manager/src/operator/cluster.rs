@@ -135,13 +135,20 @@ pub(super) async fn join_token(
             return Err(invalid("a join token is for a worker or for a manager"));
         }
     };
-    if request.rotate {
+    for attempt in 1.. {
+        if !request.rotate {
+            break;
+        }
         let token = shell.view_cluster(by, |_, cluster| {
             let key = shell.value_key(cluster)?;
             let token = ca::new_token(&cluster.ca_certificate, role, key);
             token.map_err(|e| internal("cannot make a join token", e))
         })?;
-        shell.propose(by, Command::RotateToken { role, token }).await?;
+        match shell.propose(by, Command::RotateToken { role, token }).await {
+            Ok(_) => break,
+            Err(Refused::Rejected(Rejected::KeyringRaced { .. })) if attempt < ATTEMPTS => {}
+            Err(refused) => return Err(refused.into()),
+        }
     }
     let token = shell.view_cluster(by, |_, cluster| {
         ca::current_token(cluster, role, &shell.keyring)

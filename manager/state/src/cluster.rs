@@ -213,6 +213,10 @@ impl State {
         token: &TokenRecord,
     ) -> Result<Change, Rejected> {
         let cluster = self.cluster_mut()?;
+        // It would be derived from a key that nothing else needs any more, and that may be gone.
+        if token.epoch != cluster.epoch {
+            return Err(Rejected::KeyringRaced { given: token.epoch, current: cluster.epoch });
+        }
         match role {
             TokenRole::Worker => cluster.worker_token = token.clone(),
             TokenRole::Manager => cluster.manager_token = token.clone(),

@@ -367,6 +367,10 @@ fn an_old_key_goes_when_its_last_value_is_sealed_anew() {
         assert!(matches!(raced, Rejected::KeyringRaced { current: 1, .. }), "{epoch} {holders:?}");
     }
     cluster.run(new_key(2, &[1])).unwrap();
+    // Made before that: its key would be kept for it alone, for ever.
+    let token = TokenRecord { hash: [7; 32], salt: [0; 32], epoch: 1 };
+    let raced = cluster.run(Command::RotateToken { role: TokenRole::Worker, token }).unwrap_err();
+    assert_eq!(raced, Rejected::KeyringRaced { given: 1, current: 2 });
     assert_eq!(cluster.state.values_under_old_keys(), 3);
     assert!(cluster.create(3, "c").is_err(), "what is sealed under the old key comes too late");
     let next = |cluster: &Cluster| cluster.state.next_to_reseal(None, 2, 1 << 20);
