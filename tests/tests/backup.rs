@@ -290,6 +290,14 @@ fn a_backup_opens_with_its_key_only_and_has_no_value_in_clear() {
         ["cluster", "restore", "--from", text(&file), "--identity-file", text(&ours), "--data-dir"];
     let refused = cluster.refused(restored.iter().chain(&[text(cluster.data())]));
     assert!(refused.contains("is not empty"), "{refused}");
+    // Nor are another history's audit lines gone on with.
+    let kept = cluster.ground().folder().join("kept");
+    fs::create_dir_all(kept.join("audit")).unwrap();
+    let lines = "audit/audit-000001.jsonl";
+    fs::copy(cluster.data().join(lines), kept.join(lines)).unwrap();
+    let refused = cluster.refused(restored.iter().chain(&[text(&kept)]));
+    assert!(refused.contains("is not empty") && refused.contains(lines), "{refused}");
+    fs::remove_dir_all(&kept).unwrap();
     // A wrong passphrase.
     let locked = cluster.ground().folder().join("p.age");
     cluster.ok(["cluster", "backup", "--passphrase-file", text(&phrase), text(&locked)]);

@@ -180,12 +180,22 @@ pub(super) fn refuse_strangers(folder: &Path, kek: &Path) -> Result<(), StartErr
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let ours = OURS.iter().any(|known| name == *known) || entry.path() == kek;
-        if !ours {
-            return Err(StartError::NotEmpty {
-                folder: folder.display().to_string(),
-                found: name.to_string_lossy().into_owned(),
-            });
-        }
+        // Another history's lines: those of the new one would be taken for written up to where they end.
+        let inside = match name == "audit" {
+            true => {
+                fs::read_dir(entry.path()).map_err(failed)?.next().transpose().map_err(failed)?
+            }
+            false => None,
+        };
+        let found = match inside {
+            Some(file) => Path::new(&name).join(file.file_name()),
+            None if ours => continue,
+            None => Path::new(&name).to_owned(),
+        };
+        return Err(StartError::NotEmpty {
+            folder: folder.display().to_string(),
+            found: found.display().to_string(),
+        });
     }
     let mode = fs::metadata(folder).map_err(failed)?.mode() & 0o777;
     if mode & 0o077 != 0 {
