@@ -166,6 +166,21 @@ fn what_is_done_to_the_files_of_any_manager_is_found_and_named() {
         true,
     );
     tamper(&|f| fs::remove_file(&f[0]).unwrap(), &[second, ":1: lines 1 to "], true);
+    // A number that would be four billion names.
+    let leap = |lines: &mut Vec<String>| {
+        let start: Value = serde_json::from_str(&lines[0]).unwrap();
+        let seq = start["seq"].as_u64().unwrap();
+        lines[0] = lines[0].replacen("\"number\":2,", "\"number\":4294967295,", 1).replacen(
+            &format!("\"seq\":{seq},"),
+            &format!("\"seq\":{},", seq + 5),
+            1,
+        );
+    };
+    tamper(
+        &|f| edit(&f[1], leap),
+        &["missing", "audit-000002.jsonl to audit-4294967294.jsonl are not there"],
+        true,
+    );
     let cut = |f: &[PathBuf]| edit(f.last().unwrap(), |l| drop(l.pop()));
     tamper(&cut, &["cut off: the files end at line "], false);
     tamper(&|f| fs::remove_file(f.last().unwrap()).unwrap(), &["cut off"], false);

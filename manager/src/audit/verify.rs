@@ -293,13 +293,11 @@ impl Verifier {
             true => format!("line {from} of the chain is"),
             false => format!("lines {from} to {to} of the chain are"),
         };
-        let files: Vec<_> = start
-            .map(|start| (self.number + 1..start.number).map(file_name).collect())
-            .unwrap_or_default();
-        let files = match files.as_slice() {
-            [] => String::new(),
-            [one] => format!("; {one} is not there"),
-            [first, .., last] => format!("; {first} to {last} are not there"),
+        let last = start.map_or(0, |start| start.number.saturating_sub(1));
+        let files = match self.number.saturating_add(1) {
+            first if first > last => String::new(),
+            first if first == last => format!("; {} is not there", file_name(first)),
+            first => format!("; {} to {} are not there", file_name(first), file_name(last)),
         };
         self.problem(format!("{lines} missing before it{files}"));
     }
