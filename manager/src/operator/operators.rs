@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::Asked;
 use crate::authz::{Authorized, act};
-use crate::ca::{self, CaError, Holder, issue_until};
+use crate::ca::{self, Holder, issue_until};
 use crate::clock;
 use crate::codec::{operator_role_in, operator_role_out};
 use crate::shell::{Shell, entropy};
@@ -39,10 +39,9 @@ pub(super) async fn create(
         seconds: request.seconds,
         not_after: clock::unix_seconds().saturating_add(request.seconds),
     };
-    let leaf = leaf(shell, by, &operator, &request.csr)?;
     let id = operator.id;
     shell.propose(by, Command::CreateOperator(Box::new(operator))).await?;
-    certificate(shell, by, id, leaf)
+    certificate(shell, by, id, &request.csr)
 }
 
 pub(super) async fn renew(
@@ -62,42 +61,24 @@ pub(super) async fn renew(
         return Err(invalid("the request is for another key than the operator's"));
     }
     let not_after = clock::unix_seconds().saturating_add(operator.seconds);
-    let ca = || shell.view_cluster(by, |_, cluster| Ok(cluster.ca_number));
-    let of = ca()?;
-    let leaf = leaf(shell, by, &Operator { not_after, ..operator }, &request.csr)?;
     shell.propose(by, Command::RenewOperator { id, not_after }).await?;
-    if ca()? != of {
-        return Err(Status::aborted("the root CA was replaced meanwhile; try again"));
-    }
-    certificate(shell, by, id, leaf)
+    certificate(shell, by, id, &request.csr)
 }
 
-fn leaf<A: Asked>(
-    shell: &Shell,
-    by: &Authorized<A>,
-    operator: &Operator,
-    csr: &[u8],
-) -> Reply<Vec<u8>> {
-    let holder = Holder { id: operator.id, role: Role::Operator };
-    shell.view_cluster(by, |_, cluster| {
-        let issued = issue_until(cluster, shell.keyring.own(), holder, csr, operator.not_after);
-        issued.map_err(|error| match error {
-            CaError::Certificate(error) => invalid(error),
-            error => internal("cannot issue a certificate", error),
-        })
-    })
-}
-
-/// With all that somebody needs to find the cluster and to trust it.
+/// With all that somebody needs to find the cluster and to trust it. Made after the command, so that a CA that comes
+/// after this one finds the operator and waits for him.
 fn certificate<A: Asked>(
     shell: &Shell,
     by: &Authorized<A>,
     id: NodeId,
-    leaf: Vec<u8>,
+    csr: &[u8],
 ) -> Reply<v1::OperatorCertificate> {
+    let holder = Holder { id, role: Role::Operator };
     shell.view_cluster(by, |state, cluster| {
         let operator = state.operators().get(&id);
         let operator = operator.ok_or_else(|| rejected(&Rejected::UnknownOperator { id }))?;
+        let leaf = issue_until(cluster, shell.keyring.own(), holder, csr, operator.not_after);
+        let leaf = leaf.map_err(|error| internal("cannot issue a certificate", error))?;
         let voters = state.members().values().filter(|member| member.voter);
         Ok(v1::OperatorCertificate {
             operator: Some(info(operator)),
