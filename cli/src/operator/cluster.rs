@@ -28,7 +28,7 @@ pub(crate) enum ClusterCommand {
     /// Print what a new machine needs to join
     #[command(after_help = "Examples:\n  \
         keyhole cluster join-token worker                 (a command for the new machine)\n  \
-        keyhole cluster join-token -q worker > token      (the token alone)\n  \
+        (umask 077; keyhole cluster join-token -q worker > token)  (the token alone)\n  \
         keyhole cluster join-token --rotate worker        (a new token; the old one ends)")]
     JoinToken(JoinToken),
     /// Make a new key for values, and seal all of them anew under it
