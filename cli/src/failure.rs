@@ -153,6 +153,21 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Failure {
+    /// Of a request that only asks how far something is that was done already: what is said of requests that change
+    /// something would be wrong of it, and lead to doing it twice.
+    pub(crate) fn while_waiting(done: &str, look: &str, status: &Status) -> Self {
+        let why = match status.message() {
+            "" => code_name(status.code()),
+            why => why,
+        };
+        let message = format!(
+            "{done}; waiting for it failed ({why}): see how far it is with 'keyhole {look}'"
+        );
+        Self::of(Kind::Status(status.code()), message)
+    }
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         Self::of(Kind::Status(status.code()), wording(&status))
@@ -227,6 +242,21 @@ mod tests {
         assert_eq!(failure.code(), "NOT_FOUND");
         let silent = Failure::from(Status::internal(""));
         assert_eq!(silent.to_string(), "refused with INTERNAL and no reason");
+    }
+
+    /// It was made: who believes that nothing was done makes it twice.
+    #[test]
+    fn what_ends_while_something_is_waited_for_does_not_undo_it() {
+        let gone = Status::unavailable("connection closed");
+        let failure = Failure::while_waiting("root CA 2 is made", "cluster status", &gone);
+        assert_eq!(
+            failure.to_string(),
+            "root CA 2 is made; waiting for it failed (connection closed): see how far it is with 'keyhole cluster \
+             status'"
+        );
+        assert_eq!(failure.code(), "UNAVAILABLE");
+        let silent = Failure::while_waiting("x", "y", &Status::internal(""));
+        assert!(silent.to_string().contains("(INTERNAL)"), "{silent}");
     }
 
     #[test]

@@ -422,14 +422,12 @@ impl JoinToken {
 
 impl RotateKeys {
     async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
-        const AGAIN: Duration = Duration::from_millis(100);
         let mut manager = Manager::connect(global).await?;
         let mut cluster = manager.api.rotate_keys(v1::RotateKeysRequest {}).await?.into_inner();
         let epoch = cluster.epoch;
         while self.wait && cluster.under_old_keys > 0 {
             console.progress(&format!("{} values to seal anew", cluster.under_old_keys));
-            tokio::time::sleep(AGAIN).await;
-            cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
+            cluster = lock::again(&mut manager, &format!("key epoch {epoch} is made")).await?;
         }
         console.line(&format!("key epoch {epoch}"))
     }
@@ -437,7 +435,6 @@ impl RotateKeys {
 
 impl Ca {
     async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
-        const AGAIN: Duration = Duration::from_millis(100);
         let brought = match (&self.ca_cert, &self.ca_key) {
             (Some(certificate), Some(key)) => Some(OwnCa::read(certificate, key)?),
             _ => None,
@@ -462,8 +459,7 @@ impl Ca {
             console.progress(&format!(
                 "{left} managers, nodes and operators have no new certificate yet"
             ));
-            tokio::time::sleep(AGAIN).await;
-            cluster = manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner();
+            cluster = lock::again(&mut manager, &format!("root CA {number} is made")).await?;
         }
         console.line(&format!("root CA {number}"))
     }

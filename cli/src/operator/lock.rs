@@ -185,7 +185,7 @@ impl RotateStoreKeys {
                 break;
             }
             console.progress(&format!("stores to write anew: {}", behind.join(", ")));
-            cluster = again(&mut manager).await?;
+            cluster = again(&mut manager, "it is asked for").await?;
         }
         console.line(&format!("store keys {number}"))
     }
@@ -207,14 +207,17 @@ impl Shred {
                 return console.line("shredding; 'keyhole cluster status' says how far it is");
             }
             console.progress(&left);
-            cluster = again(&mut manager).await?;
+            cluster = again(&mut manager, "it is asked for").await?;
         }
     }
 }
 
-async fn again(manager: &mut Manager) -> Result<v1::ClusterInfo, Failure> {
+/// How the cluster is, a moment later; `done` is what was done before.
+pub(super) async fn again(manager: &mut Manager, done: &str) -> Result<v1::ClusterInfo, Failure> {
     tokio::time::sleep(AGAIN).await;
-    Ok(manager.api.cluster_status(v1::ClusterStatusRequest {}).await?.into_inner())
+    let status = manager.api.cluster_status(v1::ClusterStatusRequest {}).await;
+    let failed = |status| Failure::while_waiting(done, "cluster status", &status);
+    Ok(status.map_err(failed)?.into_inner())
 }
 
 /// A manager whose store is behind, and what it does about that.

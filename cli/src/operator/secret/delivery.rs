@@ -51,15 +51,19 @@ impl Wait {
         if !self.wait {
             return Ok(());
         }
-        let mut stream = manager.api.watch_delivery(request).await?.into_inner();
         // A century is forever to a person at a terminal, and no overflow to a clock.
-        let patience = self.wait_timeout.unwrap_or(Duration::from_secs(3_600 * 24 * 36_500));
+        const CENTURY: Duration = Duration::from_secs(3_600 * 24 * 36_500);
+        let failed = |status: tonic::Status| {
+            Failure::while_waiting("the change is made", "secret status", &status)
+        };
+        let mut stream = manager.api.watch_delivery(request).await.map_err(failed)?.into_inner();
+        let patience = self.wait_timeout.unwrap_or(CENTURY).min(CENTURY);
         let deadline = Instant::now() + patience;
         let mut last = v1::DeliveryProgress::default();
         let ended = loop {
             match timeout_at(deadline, stream.message()).await {
                 Err(_) => break Err(Failure::new(late(&last, patience))),
-                Ok(Err(status)) => break Err(status.into()),
+                Ok(Err(status)) => break Err(failed(status)),
                 Ok(Ok(None)) => break Ok(()),
                 Ok(Ok(Some(progress))) => {
                     console.progress(&progress_line(&progress));
