@@ -143,6 +143,10 @@ impl Contexts {
     /// Forgets a context.
     pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
         check(name)?;
+        // Another folder that happens to be there is nobody's context.
+        if !self.folder.join(name).join(FILE).exists() {
+            return Err(Failure::new(format!("context {name} not found")).about(name));
+        }
         fs::remove_dir_all(self.folder.join(name)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 Failure::new(format!("context {name} not found")).about(name)
