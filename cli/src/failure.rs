@@ -157,14 +157,29 @@ impl Failure {
     /// Of a request that only asks how far something is that was done already: what is said of requests that change
     /// something would be wrong of it, and lead to doing it twice.
     pub(crate) fn while_waiting(done: &str, look: &str, status: &Status) -> Self {
-        let why = match status.message() {
-            "" => code_name(status.code()),
-            why => why,
-        };
         let message = format!(
-            "{done}; waiting for it failed ({why}): see how far it is with 'keyhole {look}'"
+            "{done}; waiting for it failed ({}): see how far it is with 'keyhole {look}'",
+            why(status)
         );
         Self::of(Kind::Status(status.code()), message)
+    }
+
+    /// Of an unlock key that was shown, of which the managers could not be told that.
+    pub(crate) fn unseen_unlock_key(status: &Status) -> Self {
+        let message = format!(
+            "the key was shown, but the managers do not know that, and keep their stores as they are ({}): run 'keyhole \
+             cluster unlock-key' again",
+            why(status)
+        );
+        Self::of(Kind::Status(status.code()), message)
+    }
+}
+
+/// The other side's words, or its code's name.
+fn why(status: &Status) -> &str {
+    match status.message() {
+        "" => code_name(status.code()),
+        why => why,
     }
 }
 

@@ -21,6 +21,9 @@ use crate::store::{OnStep, SealedFor, Step};
 
 /// What the unlock key is called in errors.
 pub(crate) const UNLOCK_KEY: &str = "the unlock key";
+/// What a store waits for that is to be under an unlock key which nobody has.
+const UNSEEN: &str =
+    "its store waits for an operator to see the new unlock key, with 'keyhole cluster unlock-key'";
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -57,8 +60,8 @@ pub(crate) async fn keep_store_keys(shell: Arc<Shell>, by: Authorized<OwnWork>, 
     loop {
         applied.borrow_and_update();
         match step(&shell, &by, &place).await {
-            Ok(true) => continue,
-            Ok(false) => drop(shell.set_store_work(String::new())),
+            Ok(Next::More) => continue,
+            Ok(Next::Rest(work)) => drop(shell.set_store_work(work.to_owned())),
             Err(why) => {
                 if shell.set_store_work(why.clone()) {
                     tracing::warn!(why, "the store's keys have to wait");
@@ -73,15 +76,22 @@ pub(crate) async fn keep_store_keys(shell: Arc<Shell>, by: Authorized<OwnWork>, 
     }
 }
 
-/// Whether there was something to do.
+/// What follows a step.
+enum Next {
+    /// There may be more to do.
+    More,
+    /// Nothing can be done until something is applied; what that is waited for, for `cluster status`.
+    Rest(&'static str),
+}
+
 async fn step(
     shell: &Arc<Shell>,
     by: &Authorized<OwnWork>,
     place: &KeyPlace,
-) -> Result<bool, String> {
+) -> Result<Next, String> {
     if let Some(new) = stores_to_shred(shell, by)? {
         propose(shell, by, Command::RenewStoreKeys(Box::new(new))).await?;
-        return Ok(true);
+        return Ok(Next::More);
     }
     let replica = shell.own_replica(by);
     let SealedFor { number, locked } = replica.store_sealed_for();
@@ -93,22 +103,23 @@ async fn step(
         if due() == Some(wanted) {
             write_anew(shell, by, place, wanted).await?;
         }
-        return Ok(true);
+        return Ok(Next::More);
     }
-    let told = shell.view(by, |state| {
+    let (told, waits) = shell.view(by, |state| {
         let known = state.members().contains_key(&member);
         let keys = state.cluster().map_or(0, |cluster| cluster.store_keys.number);
-        !known || has.number > keys || state.store_written(member).under == has
+        let told = !known || has.number > keys || state.store_written(member).under == has;
+        (told, state.store_waits_for_unlock_key(member, has))
     });
     if told {
-        return Ok(false);
+        return Ok(Next::Rest(if waits { UNSEEN } else { "" }));
     }
     let sealed = replica.store_sealed();
     place.settle(&sealed).map_err(|error| {
         format!("the store is under new keys, but the key before is not gone: {error}")
     })?;
     propose(shell, by, Command::NoteStore { member, under: has }).await?;
-    Ok(true)
+    Ok(Next::More)
 }
 
 /// If this manager leads and all values are under a new key: the demand for stores without the old ones.

@@ -155,11 +155,18 @@ fn an_unlock_key_is_asked_for_at_a_terminal_and_not_shown() {
             other => Err(other.to_owned()),
         }
     });
+    // A person is shown a new key at once; its store would wait for that.
+    let host = format!("unix://{}", cluster.socket().display());
+    let environment = [("KEYHOLE_HOST", host.as_str())];
+    let rotate = format!("{} cluster rotate-store-keys --wait", keyhole_binary().display());
+    let ran = at_terminal(&rotate, &environment, "");
+    let new = ran.stdout.lines().map(str::trim).find(|line| line.starts_with("KHKEY-1-"));
+    let new = new.unwrap_or_else(|| panic!("{ran:?}")).to_owned();
+    assert!(ran.code == 0 && ran.stdout.contains("store keys 2") && new != key.trim(), "{ran:?}");
+    let key = format!("{new}\n");
     cluster.stop(Signal::TERM);
     cluster.resume_locked();
-    let host = format!("unix://{}", cluster.socket().display());
     let unlock = format!("{} cluster unlock", keyhole_binary().display());
-    let environment = [("KEYHOLE_HOST", host.as_str())];
     let shown = answered(&unlock, &environment, "Enter unlock key: ", &key);
     assert!(!shown.contains("KHKEY"), "{shown}");
     wait::until("it to serve", || match cluster.keyhole(["secret", "ls"]) {

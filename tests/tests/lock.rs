@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use keyhole_manager::keys::Kek;
 use keyhole_manager::store::Store;
-use keyhole_tests::{Cluster, scan, wait};
+use keyhole_tests::{Cluster, plain_command, scan, wait};
 use keyhole_wire::unlock_key::parse_unlock_key;
 use rustix::process::Signal;
 
@@ -108,6 +108,68 @@ fn a_manager_that_is_started_is_locked_and_only_the_key_opens_it() {
     let wrong = audit.lines().filter(|line| line.contains("a wrong unlock key")).count();
     assert_eq!((unlocked, wrong), (1, 1), "{audit}");
     assert!(audit.contains("cluster.unlock-key.show") && !audit.contains(&key), "{audit}");
+}
+
+/// Whatever is lost on the way of a new key to an operator, and though all managers stop before it is there: stores open
+/// with a key that he has.
+#[test]
+fn no_store_is_under_an_unlock_key_that_nobody_has_seen() {
+    let mut managers = Cluster::of(3);
+    let unseen = |of: &Cluster| {
+        wait::until("all three to wait", || {
+            let told = of.ok(["cluster", "status"]);
+            let waits = told.contains("stores wait until the new unlock key was seen");
+            match waits && told.matches("waits for an operator to see").count() == 3 {
+                true => Ok(()),
+                false => Err(told),
+            }
+        });
+    };
+    // The answer has nowhere to go.
+    let told = lost(&managers[0], &["cluster", "update", "--autolock=true"]);
+    assert!(told.contains("No space left"), "{told}");
+    unseen(&managers[0]);
+    for manager in &mut managers {
+        manager.stop(Signal::KILL);
+    }
+    for manager in &mut managers {
+        manager.resume();
+    }
+    unseen(&managers[1]);
+    let first = managers[1].ok(["cluster", "unlock-key", "-q"]).trim().to_owned();
+    all_written(&managers[1]);
+
+    let told = managers[0].keyhole(["cluster", "rotate-store-keys"]);
+    assert!(told.stderr.contains("the stores wait until you have seen it"), "{told:?}");
+    assert!(!told.stdout.contains("KHKEY"), "it may go to a log");
+    lost(&managers[2], &["cluster", "unlock-key", "--rotate"]);
+    unseen(&managers[2]);
+    for manager in &mut managers {
+        manager.stop(Signal::KILL);
+    }
+    for manager in &mut managers {
+        manager.resume_locked();
+        unlock(manager, &first);
+    }
+    let second = managers[0].ok(["cluster", "unlock-key"]);
+    let second = second.lines().map(str::trim).find(|line| line.starts_with("KHKEY-1-")).unwrap();
+    all_written(&managers[0]);
+    for manager in &mut managers {
+        manager.stop(Signal::KILL);
+        assert!(opens(manager.data(), second) && !opens(manager.data(), &first));
+    }
+    let audit = fs::read_to_string(managers[0].data().join("audit/audit-000001.jsonl")).unwrap();
+    assert_eq!(audit.matches("\"cluster.unlock-key.seen\"").count(), 2, "{audit}");
+}
+
+/// What a command said that could not write its answer.
+fn lost(of: &Cluster, arguments: &[&str]) -> String {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = plain_command();
+    command.env("KEYHOLE_HOST", format!("unix://{}", of.socket().display()));
+    let ran = command.args(arguments).stdout(full).output().unwrap();
+    assert!(!ran.status.success(), "{ran:?}");
+    String::from_utf8(ran.stderr).unwrap()
 }
 
 /// The key is in no log, audit or file of a manager, nor in the memory of one but where it is used.

@@ -131,10 +131,22 @@ fn with_autolock_todays_unlock_key_opens_no_older_copy() {
         _ => Err("not yet".to_owned()),
     });
     let (then, copied) = (key(), copies(&managers, "before"));
-    let ran = cluster.keyhole(["cluster", "shred", "--wait"]);
+    let ran = cluster.keyhole(["cluster", "shred"]);
     assert!(ran.code == 0 && ran.stderr.contains("unlock key becomes a new one"), "{ran:?}");
+    let status =
+        |field: &str| cluster.ok(["cluster", "status", "-f", &format!("{{{{.{field}}}}}")]);
+    wait::until("the new unlock key", || match status("UnlockKeyUnseen").trim() {
+        "true" => Ok(()),
+        _ => Err(status("Shredding")),
+    });
+    let now = key();
+    wait::until("it to be done", || match status("Shredding") {
+        done if done.starts_with("done") => Ok(()),
+        left => Err(left),
+    });
     let sealed = Store::sealed(&copied[0]).unwrap();
-    assert!(sealed.opens_with(&then) && !sealed.opens_with(&key()));
+    assert!(sealed.opens_with(&then) && !sealed.opens_with(&now));
+    assert!(Store::sealed(&copies(&managers, "after")[0]).unwrap().opens_with(&now));
 }
 
 /// Who is away holds it up and is named; who is removed does not.

@@ -269,6 +269,7 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("FormerCAUntil", moment(cluster.former_cas_until).into()),
         ("FormerCertificates", cluster.former_certificates.into()),
         ("Autolock", cluster.autolock.into()),
+        ("UnlockKeyUnseen", cluster.unlock_key_unseen.into()),
         ("Locked", cluster.locked.into()),
         ("StoreKeys", cluster.store_number.into()),
         ("Shredding", shredding(cluster).into()),
@@ -344,7 +345,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("Nodes", format!("{} ({} connected)", cluster.nodes, cluster.connected)),
         ("Unconstrained", unconstrained(cluster).to_owned()),
         ("Key epoch", epoch(cluster)),
-        ("Autolock", if cluster.autolock { "on" } else { "off" }.to_owned()),
+        ("Autolock", autolock(cluster).to_owned()),
         ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
         ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
         ("CA", format!("expires {}{former}", time::until(cluster.ca_expires_at, now))),
@@ -375,6 +376,16 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         )
     });
     pretty_lines(&lines) + &pretty_list("Managers", &members.collect::<Vec<_>>())
+}
+
+fn autolock(cluster: &v1::ClusterInfo) -> &'static str {
+    match (cluster.autolock, cluster.unlock_key_unseen) {
+        (false, _) => "off",
+        (true, false) => "on",
+        (true, true) => {
+            "on; stores wait until the new unlock key was seen with 'keyhole cluster unlock-key'"
+        }
+    }
 }
 
 fn epoch(cluster: &v1::ClusterInfo) -> String {

@@ -109,14 +109,15 @@ async fn serving(global: &Global) -> Result<(), Failure> {
     }
 }
 
-/// The unlock key, or a new one.
-async fn fetch(manager: &mut Manager, rotate: bool) -> Result<Zeroizing<String>, Failure> {
+/// The unlock key, or a new one, and its number.
+async fn fetch(manager: &mut Manager, rotate: bool) -> Result<(Zeroizing<String>, u64), Failure> {
     protect_process()?;
     let pair = EdgeKeyPair::generate().map_err(Failure::new)?;
     let sender = manager.api.get_seal_key(v1::GetSealKeyRequest {}).await?.into_inner();
     let reply_key = pair.public().as_bytes().to_vec().into();
-    let reply = manager.api.unlock_key(v1::UnlockKeyRequest { rotate, reply_key }).await?;
-    let sealed = reply.into_inner().key.unwrap_or_default();
+    let request = v1::UnlockKeyRequest { rotate, reply_key, seen: 0 };
+    let reply = manager.api.unlock_key(request).await?.into_inner();
+    let sealed = reply.key.unwrap_or_default();
     let cluster: ClusterId = sender.cluster.parse().map_err(Failure::new)?;
     let info = Info::new(Protocol::ManagerToCli, &cluster, &sender.manager, "operator");
     let aad = Aad::new().text("unlock key");
@@ -125,13 +126,38 @@ async fn fetch(manager: &mut Manager, rotate: bool) -> Result<Zeroizing<String>,
         Failure::new(format!("the unlock key that the manager sent does not open: {error}"))
     })?;
     let text = std::str::from_utf8(opened.as_slice()).map_err(Failure::new)?;
-    Ok(Zeroizing::new(text.to_owned()))
+    Ok((Zeroizing::new(text.to_owned()), reply.number))
+}
+
+/// Tells the managers that the key is in somebody's hands, for which their stores wait.
+async fn seen(manager: &mut Manager, number: u64) -> Result<(), Failure> {
+    let request = v1::UnlockKeyRequest { seen: number, ..Default::default() };
+    let told = manager.api.unlock_key(request).await;
+    told.map(drop).map_err(|status| Failure::unseen_unlock_key(&status))
 }
 
 /// The key with what to do with it.
 pub(super) async fn show(manager: &mut Manager, console: &mut Console) -> Result<(), Failure> {
-    let key = fetch(manager, false).await?;
-    explain(console, &key)
+    let (key, number) = fetch(manager, false).await?;
+    explain(console, &key)?;
+    seen(manager, number).await
+}
+
+/// What is said of a new unlock key where it is not shown.
+const UNSEEN: &str = "the unlock key becomes a new one, too, and the stores wait until you have seen it with 'keyhole \
+                      cluster unlock-key'";
+
+/// Shows a new unlock key to a person. Elsewhere it may go to a log: there it is left to who asks for it.
+async fn show_to_person(
+    manager: &mut Manager,
+    console: &mut Console,
+    cluster: &v1::ClusterInfo,
+) -> Result<(), Failure> {
+    if cluster.unlock_key_unseen && io::stdout().is_terminal() {
+        console.progress("");
+        show(manager, console).await?;
+    }
+    Ok(())
 }
 
 fn explain(console: &mut Console, key: &Zeroizing<String>) -> Result<(), Failure> {
@@ -148,10 +174,10 @@ impl UnlockKey {
     /// Does it.
     pub(crate) async fn run(self, global: &Global, console: &mut Console) -> Result<(), Failure> {
         let mut manager = Manager::connect(global).await?;
-        let key = fetch(&mut manager, self.rotate).await?;
+        let (key, number) = fetch(&mut manager, self.rotate).await?;
         if self.quiet {
-            console.print(&key)?;
-            return console.line("");
+            console.print(&Zeroizing::new(format!("{}\n", key.as_str())))?;
+            return seen(&mut manager, number).await;
         }
         if self.rotate {
             console.line(
@@ -159,7 +185,8 @@ impl UnlockKey {
                  before:\nkeep that until 'keyhole cluster status' names no manager that is behind.\n",
             )?;
         }
-        explain(console, &key)
+        explain(console, &key)?;
+        seen(&mut manager, number).await
     }
 }
 
@@ -170,10 +197,10 @@ impl RotateStoreKeys {
         let request = v1::RotateStoreKeysRequest {};
         let mut cluster = manager.api.rotate_store_keys(request).await?.into_inner();
         let number = cluster.store_number;
-        if cluster.autolock {
-            console
-                .warn("the unlock key is a new one, too: see it with 'keyhole cluster unlock-key'");
+        if cluster.autolock && !io::stdout().is_terminal() {
+            console.warn(UNSEEN);
         }
+        show_to_person(&mut manager, console, &cluster).await?;
         loop {
             let behind: Vec<String> = cluster
                 .managers
@@ -197,9 +224,7 @@ impl Shred {
         let mut manager = Manager::connect(global).await?;
         let mut cluster = manager.api.shred(v1::ShredRequest {}).await?.into_inner();
         if cluster.autolock {
-            console.warn(
-                "the unlock key becomes a new one, too: see it with 'keyhole cluster unlock-key'",
-            );
+            console.warn(UNSEEN);
         }
         loop {
             let Some(left) = shred_left(&cluster) else { return console.line("shredded") };
@@ -207,6 +232,7 @@ impl Shred {
                 return console.line("shredding; 'keyhole cluster status' says how far it is");
             }
             console.progress(&left);
+            show_to_person(&mut manager, console, &cluster).await?;
             cluster = again(&mut manager, "it is asked for").await?;
         }
     }

@@ -166,6 +166,9 @@ fn command_out(command: &Command) -> out::Command {
         }
         Command::Shred => Out::Shred(out::Shred {}),
         Command::ShowUnlockKey => Out::ShowUnlockKey(out::ShowUnlockKey {}),
+        Command::NoteUnlockKey { number } => {
+            Out::NoteUnlockKey(out::NoteUnlockKey { number: *number })
+        }
         Command::RotateToken { role, token } => Out::RotateToken(out::RotateToken {
             role: role_out(*role).into(),
             token: Some(token_out(token)),
@@ -404,6 +407,7 @@ fn command_in(command: out::Command) -> Result<Command> {
         },
         In::Shred(out::Shred {}) => Command::Shred,
         In::ShowUnlockKey(out::ShowUnlockKey {}) => Command::ShowUnlockKey,
+        In::NoteUnlockKey(out::NoteUnlockKey { number }) => Command::NoteUnlockKey { number },
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,
             token: token_in(required("token", rotate.token)?)?,

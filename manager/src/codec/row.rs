@@ -122,6 +122,7 @@ fn store_keys_out(keys: &StoreKeys) -> Option<v1::StoreKeys> {
         unlock: keys.unlock.as_ref().map(key_out),
         written: keys.written.iter().map(written).collect(),
         shred: keys.shred.as_ref().map(shred),
+        seen: keys.seen,
     })
 }
 
@@ -141,6 +142,7 @@ fn store_keys_in(keys: v1::StoreKeys) -> StoreKeys {
         unlock: keys.unlock.map(key_in),
         written: keys.written.into_iter().map(written).collect(),
         shred: keys.shred.map(shred),
+        seen: keys.seen,
     }
 }
 

@@ -225,6 +225,7 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         health: String::new(),
         locked: false,
         autolock: cluster.store_keys.unlock.is_some(),
+        unlock_key_unseen: state.unlock_key_is_unseen(),
         store_number: cluster.store_keys.number,
         shred: lock::shred_info(state),
         epoch: cluster.epoch,

@@ -47,20 +47,27 @@ pub(super) async fn shred(
     describe(shell, by).await
 }
 
-/// The unlock key, or a new one, sealed for the process that asks.
+/// The unlock key, or a new one, sealed for the process that asks; then its word that it has it. Between the two the
+/// answer may be lost, and stores are not to be under a key that is in nobody's hands.
 pub(super) async fn unlock_key(
     shell: &Shell,
     by: &Authorized<act::UnlockKey>,
     request: v1::UnlockKeyRequest,
 ) -> Reply<v1::UnlockKeyReply> {
-    let to = EdgePublicKey::try_from(request.reply_key.as_ref()).map_err(invalid)?;
-    if request.rotate {
+    let v1::UnlockKeyRequest { rotate, reply_key, seen } = request;
+    if seen != 0 {
+        shell.propose(by, Command::NoteUnlockKey { number: seen }).await?;
+        return Ok(v1::UnlockKeyReply { key: None, number: seen });
+    }
+    let to = EdgePublicKey::try_from(reply_key.as_ref()).map_err(invalid)?;
+    if rotate {
         renew(shell, by, Renewal::UnlockKey).await?;
     }
     shell.propose(by, Command::ShowUnlockKey).await?;
     let failed = |error: &dyn std::fmt::Display| internal("cannot open the unlock key", error);
-    let key = shell.view_cluster(by, |_, cluster| {
-        open_unlock_key(shell, cluster).map_err(|error| failed(&error))
+    let (key, number) = shell.view_cluster(by, |_, cluster| {
+        let key = open_unlock_key(shell, cluster).map_err(|error| failed(&error))?;
+        Ok((key, cluster.store_keys.number))
     })?;
     let text = unlock_key_text(&key).map_err(|error| failed(&error))?;
     let own = &shell.own;
@@ -68,7 +75,7 @@ pub(super) async fn unlock_key(
     let sealed = seal_one(&to, &info, &Aad::new().text("unlock key"), &text);
     let sealed = sealed.map_err(|error| failed(&error))?;
     let key = v1::SealedInput { enc: sealed.enc.into(), ciphertext: sealed.ciphertext.into() };
-    Ok(v1::UnlockKeyReply { key: Some(key) })
+    Ok(v1::UnlockKeyReply { key: Some(key), number })
 }
 
 async fn renew<A: Action>(shell: &Shell, by: &Authorized<A>, why: Renewal) -> Reply<()> {

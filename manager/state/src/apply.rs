@@ -99,6 +99,7 @@ impl State {
             Command::NoteStore { member, under } => self.note_store(at, *member, *under),
             Command::Shred => self.shred(at),
             Command::ShowUnlockKey => self.show_unlock_key(),
+            Command::NoteUnlockKey { number } => self.note_unlock_key(*number),
             Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
             Command::NoteAuditHead { member, seq, hash } => {

@@ -76,6 +76,7 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::NoteStore { .. } => "manager.store-written",
         Command::Shred => "cluster.shred",
         Command::ShowUnlockKey => "cluster.unlock-key.show",
+        Command::NoteUnlockKey { .. } => "cluster.unlock-key.seen",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
         Command::NoteBackup { .. } => "cluster.backup",
@@ -140,6 +141,7 @@ impl State {
             Command::NoteStore { member: id, under } => {
                 vec![member(id), format!("store keys {}", under.number)]
             }
+            Command::NoteUnlockKey { number } => vec![format!("store keys {number}")],
             Command::Shred | Command::ShowUnlockKey => Vec::new(),
             Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
             Command::ChangeCluster(_)

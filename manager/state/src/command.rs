@@ -194,6 +194,8 @@ pub enum Command {
     Shred,
     /// An operator is shown the unlock key.
     ShowUnlockKey,
+    /// An operator has the unlock key of that demand: stores may be written under it.
+    NoteUnlockKey { number: u64 },
     /// A new join token.
     RotateToken { role: TokenRole, token: TokenRecord },
     /// Changes a setting of the cluster.

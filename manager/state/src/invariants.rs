@@ -39,6 +39,9 @@ impl State {
                 return Err(format!("the store of member {id}: {written:?} of {}", keys.number));
             }
         }
+        if keys.seen > keys.number {
+            return Err(format!("unlock key {} of {} was seen", keys.seen, keys.number));
+        }
         match keys.shred.and_then(|shred| shred.stores) {
             Some((number, _)) if number > keys.number => {
                 Err(format!("shredding waits for {number} of {}", keys.number))

@@ -102,7 +102,7 @@ fn act(command: &Command) -> Option<Act> {
             // The leader's own step of shredding.
             Renewal::Shred => return None,
         },
-        Command::ShowUnlockKey => Act::UnlockKey,
+        Command::ShowUnlockKey | Command::NoteUnlockKey { .. } => Act::UnlockKey,
         Command::Shred => Act::Shred,
         // An address is a manager's own to change.
         Command::ChangeCluster(change) if change.address.is_none() => Act::UpdateCluster,

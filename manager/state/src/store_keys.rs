@@ -1,8 +1,8 @@
 //! The keys that managers keep their stores under: when each has to write its store anew, whether the cluster's unlock
 //! key is to open it, and how far the shredding of what was deleted has come.
 //!
-//! Invariant: each demand has a new number, and with autolock a new unlock key: what opens a store as it is now opens
-//! none of its older copies.
+//! Invariants: each demand has a new number, and with autolock a new unlock key: what opens a store as it is now opens
+//! none of its older copies. A store is under an unlock key only once an operator has that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,8 @@ pub struct StoreKeys {
     pub number: u64,
     /// The unlock key, sealed for those that vote; without it each store is opened by its manager's key file.
     pub unlock: Option<SealedKey>,
+    /// The newest demand whose unlock key an operator has; no store is written under one that nobody has.
+    pub seen: u64,
     /// What each member's store is written under, as it said.
     pub written: BTreeMap<u64, StoreWritten>,
     /// The last shredding that was asked for.
@@ -155,6 +157,19 @@ impl State {
         }
     }
 
+    /// An operator has the unlock key of a demand: stores may be written under it.
+    pub(crate) fn note_unlock_key(&mut self, number: u64) -> Result<Change, Rejected> {
+        let keys = &mut self.cluster_mut()?.store_keys;
+        if keys.unlock.is_none() {
+            return Err(Rejected::Autolock { on: false });
+        }
+        if number != keys.number {
+            return Err(Rejected::StoreKeysRaced { given: number, current: keys.number });
+        }
+        keys.seen = number;
+        Ok(Change::rows([RowKey::Cluster], Outcome::Done))
+    }
+
     pub(crate) fn note_store(
         &mut self,
         at: Timestamp,
@@ -182,12 +197,29 @@ impl State {
         }
     }
 
+    /// Whether there is an unlock key that no operator has yet.
+    pub fn unlock_key_is_unseen(&self) -> bool {
+        let keys = self.cluster.as_ref().map(|cluster| &cluster.store_keys);
+        keys.is_some_and(|keys| keys.unlock.is_some() && keys.seen < keys.number)
+    }
+
+    /// Whether a member's store, which is under `has` now, waits for an operator to have the unlock key.
+    pub fn store_waits_for_unlock_key(&self, member: u64, has: StoreUnder) -> bool {
+        let unseen = self.store_wanted(member).locked && self.unlock_key_is_unseen();
+        unseen && self.store_is_to_change(member, has)
+    }
+
+    fn store_is_to_change(&self, member: u64, has: StoreUnder) -> bool {
+        let wanted = self.store_wanted(member);
+        // A store that is ahead of this state knows more than it.
+        self.members.contains_key(&member) && has != wanted && has.number <= wanted.number
+    }
+
     /// What a member has to do to its store, which is under `has` now.
     pub fn store_due(&self, member: u64, has: StoreUnder) -> Option<StoreDue> {
         let wanted = self.store_wanted(member);
-        let member = self.members.contains_key(&member);
-        // A store that is ahead of this state knows more than it.
-        if !member || has == wanted || has.number > wanted.number {
+        let waits = self.store_waits_for_unlock_key(member, has);
+        if waits || !self.store_is_to_change(member, has) {
             return None;
         }
         let shred = self.cluster.as_ref().and_then(|cluster| cluster.store_keys.shred);

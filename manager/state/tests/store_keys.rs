@@ -96,6 +96,11 @@ impl Cluster {
         self.run(command).unwrap();
     }
 
+    /// An operator has the unlock key.
+    fn see(&mut self, number: u64) {
+        self.ok(Command::NoteUnlockKey { number });
+    }
+
     /// Each member writes its store as it has to.
     fn write(&mut self, members: &[u64]) {
         for member in members {
@@ -143,6 +148,7 @@ fn autolock_makes_every_voters_store_due_under_the_unlock_key_and_back() {
     assert_eq!(cluster.run(Command::ShowUnlockKey).unwrap_err(), Rejected::Autolock { on: false });
     cluster.ok(renewal(1, &[1, 2, 3], Renewal::Autolock));
     assert_eq!(cluster.behind(), [1, 2, 3]);
+    cluster.see(1);
     let due = StoreDue { under: under(1, true), purge: None };
     assert_eq!(cluster.state.store_due(2, under(0, false)), Some(due));
     assert_eq!(cluster.state.store_due(2, under(2, true)), None, "it knows more than this state");
@@ -159,6 +165,42 @@ fn autolock_makes_every_voters_store_due_under_the_unlock_key_and_back() {
     assert_eq!(cluster.behind(), [1, 2, 3]);
     cluster.write(&[1, 2, 3]);
     assert!(cluster.behind().is_empty() && !cluster.state.store_written(1).under.locked);
+}
+
+/// Whoever made it may have crashed before he told it: with all managers gone then, nobody could open a store.
+#[test]
+fn no_store_is_due_under_an_unlock_key_that_no_operator_has() {
+    let mut cluster = Cluster::new();
+    let refused = cluster.run(Command::NoteUnlockKey { number: 0 }).unwrap_err();
+    assert_eq!(refused, Rejected::Autolock { on: false });
+    assert!(!cluster.state.unlock_key_is_unseen());
+    cluster.ok(renewal(1, &[1, 2, 3], Renewal::Autolock));
+    cluster.ok(Command::ShowUnlockKey);
+    let waits = |cluster: &Cluster, has| {
+        let waits = cluster.state.store_waits_for_unlock_key(1, has);
+        assert!(!(waits && cluster.state.store_due(1, has).is_some()));
+        waits
+    };
+    assert!(cluster.state.unlock_key_is_unseen() && waits(&cluster, under(0, false)));
+    for number in [0, 2] {
+        let raced = cluster.run(Command::NoteUnlockKey { number }).unwrap_err();
+        assert_eq!(raced, Rejected::StoreKeysRaced { given: number, current: 1 });
+    }
+    cluster.see(1);
+    assert!(!cluster.state.unlock_key_is_unseen() && !waits(&cluster, under(0, false)));
+    assert_eq!(cluster.state.store_due(1, under(0, false)).unwrap().under, under(1, true));
+    cluster.write(&[1, 2, 3]);
+    // A newer one: stores stay under the one before, and who does not vote has none to wait for.
+    cluster.ok(renewal(2, &[1, 2, 3], Renewal::Stores));
+    assert!(waits(&cluster, under(1, true)) && waits(&cluster, under(0, false)));
+    assert!(!waits(&cluster, under(3, true)), "it knows more than this state");
+    cluster.ok(Command::DemoteMember { id: 3 });
+    assert_eq!(cluster.state.store_due(3, under(1, true)).unwrap().under, under(2, false));
+    cluster.see(2);
+    cluster.write(&[1, 2, 3]);
+    cluster.ok(renewal(3, &[], Renewal::NoAutolock));
+    assert!(!cluster.state.unlock_key_is_unseen());
+    cluster.write(&[1, 2, 3]);
 }
 
 /// A demand that was made from another state than the one it meets is refused, so that nobody is left without a seal.
@@ -190,6 +232,7 @@ fn a_demand_must_follow_the_last_one_and_be_sealed_for_exactly_those_that_vote()
 fn who_gets_or_loses_a_vote_gets_or_loses_the_unlock_key() {
     let mut cluster = Cluster::new();
     cluster.ok(renewal(1, &[1, 2, 3], Renewal::Autolock));
+    cluster.see(1);
     cluster.write(&[1, 2, 3]);
     for unlock in [None, Some(0), Some(2)] {
         let add = Command::AddMember { member: member(4), keys: keys(unlock) };
@@ -248,6 +291,7 @@ fn shredding_waits_for_values_then_for_each_store_and_not_for_who_is_removed() {
 fn a_manager_that_goes_on_alone_keeps_its_lock_and_forgets_the_others() {
     let mut cluster = Cluster::new();
     cluster.ok(renewal(1, &[1, 2, 3], Renewal::Autolock));
+    cluster.see(1);
     cluster.write(&[1, 2, 3]);
     cluster.ok(Command::ForceNewCluster { member: 2 });
     let keys = &cluster.state.cluster().unwrap().store_keys;

@@ -532,6 +532,7 @@ impl Operator for Fake {
             ca_number: 1,
             former_certificates: 0,
             ca_certificate: vec![7; 50].into(),
+            unlock_key_unseen: false,
             former_cas_until: 0,
         }))
     }
@@ -561,13 +562,16 @@ impl Operator for Fake {
 
     async fn unlock_key(&self, request: Request<UnlockKeyRequest>) -> Answer<UnlockKeyReply> {
         let request = request.into_inner();
-        self.see(format!("rotate {}", request.rotate));
+        self.see(format!("rotate {} seen {}", request.rotate, request.seen));
+        if request.seen != 0 {
+            return Ok(Response::new(UnlockKeyReply { key: None, number: request.seen }));
+        }
         let to = EdgePublicKey::try_from(request.reply_key.as_ref()).unwrap();
         let info = Info::new(Protocol::ManagerToCli, &self.cluster, "m1", "operator");
         let key = SecretBytes::copy_from(&mut b"KHKEY-1-key".to_vec()).unwrap();
         let sealed = seal_one(&to, &info, &Aad::new().text("unlock key"), &key).unwrap();
         let (enc, ciphertext) = (sealed.enc.into(), sealed.ciphertext.into());
-        Ok(Response::new(UnlockKeyReply { key: Some(SealedInput { enc, ciphertext }) }))
+        Ok(Response::new(UnlockKeyReply { key: Some(SealedInput { enc, ciphertext }), number: 3 }))
     }
 
     async fn unlock(&self, _: Request<UnlockRequest>) -> Answer<UnlockReply> {

@@ -245,7 +245,7 @@ fn the_cluster_and_this_node_tell_how_they_are() {
              1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
              \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
              \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"UnderOldKeys\":0,\"LastBackupAt\":\
-             \"2023-11-14T22:13:20.000000000Z\",\"CANumber\":1,\"FormerCAUntil\":\"\",\"FormerCertificates\":0,\"Autolock\":true,\"Locked\":false,\
+             \"2023-11-14T22:13:20.000000000Z\",\"CANumber\":1,\"FormerCAUntil\":\"\",\"FormerCertificates\":0,\"Autolock\":true,\"UnlockKeyUnseen\":false,\"Locked\":false,\
              \"StoreKeys\":3,\"Shredding\":\"waits for manager-2 at 10.0.0.2:7070\",\"Secrets\":2,\"Services\":1,\
              \"Nodes\":2,\"NodesConnected\":1,\"Refused\":3}}\n",
             "c".repeat(25)

@@ -219,6 +219,7 @@ fn history() -> Vec<Command> {
             },
         },
         Command::ShowUnlockKey,
+        Command::NoteUnlockKey { number: 1 },
         Command::Shred,
     ]
 }
