@@ -83,11 +83,12 @@ impl State {
         nodes + self.cluster().map_or(0, others)
     }
 
-    /// Whether root CAs before this one are believed for nobody's sake any more. A manager that was removed has a former
-    /// certificate only, and for some time it can show it and be told.
+    /// Whether root CAs before this one are believed for nobody's sake any more: all have newer certificates, or its time
+    /// is over. A manager that was removed has a former certificate only, and for some time it can show it and be told.
     pub fn former_cas_are_done(&self, now: Timestamp) -> bool {
         let Some(cluster) = self.cluster() else { return false };
         let told = cluster.removed_at.is_none_or(|at| now.0.saturating_sub(at.0) >= TELLING);
-        !cluster.former_cas.is_empty() && told && self.former_certificates() == 0
+        let over = cluster.former_cas.iter().all(|former| former.until <= now);
+        !cluster.former_cas.is_empty() && (over || (told && self.former_certificates() == 0))
     }
 }

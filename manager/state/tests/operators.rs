@@ -54,14 +54,14 @@ fn serve(n: u8, name: &str, grants: &[u8]) -> Command {
 #[test]
 fn a_former_ca_is_believed_until_operators_have_renewed() {
     let mut cluster = Cluster::new();
-    let late = Timestamp(u64::MAX);
+    let late = Timestamp(u64::MAX - 1);
     let holders = cluster.state.cluster().unwrap().ca_key.clone();
     let former = cluster.state.cluster().unwrap().ca_certificate.clone();
     let new = NewCa {
         number: 1,
         certificate: vec![9],
         key: holders,
-        former: FormerCa { certificate: former, cross: vec![7], until: late },
+        former: FormerCa { certificate: former, cross: vec![7], until: Timestamp(u64::MAX) },
     };
     cluster.done(LOCAL, Command::RotateCa(Box::new(new)));
     cluster.done(Actor::Manager(1), Command::NoteCertificate { member: 1, ca_number: 1 });

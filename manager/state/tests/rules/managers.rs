@@ -199,7 +199,7 @@ fn a_forced_cluster_has_one_member_and_no_seals_for_others() {
     assert!(now.audit_heads.is_empty());
 }
 
-const LATE: Timestamp = Timestamp(u64::MAX);
+const LATE: Timestamp = Timestamp((1 << 60) - 1);
 
 fn new_ca(number: u32, before: &[u8], holders: &[u64]) -> Command {
     Command::RotateCa(Box::new(NewCa {
@@ -238,6 +238,9 @@ fn a_new_ca_follows_the_one_before_and_ends_it_when_all_have_its_certificates() 
     assert!(applied.nodes.contains(&node), "it is told");
     assert_eq!(cluster.state.former_certificates(), 3);
     assert!(!cluster.state.former_cas_are_done(LATE));
+    let over = cluster.state.cluster().unwrap().former_cas[0].until;
+    assert!(over > LATE && !cluster.state.former_cas_are_done(Timestamp(over.0 - 1)));
+    assert!(cluster.state.former_cas_are_done(over), "nobody holds it up for longer than that");
     let now = cluster.state.cluster().unwrap();
     assert_eq!(now.roots(Timestamp(0)), [second, first]);
     // A newcomer gets the new one's key only if it is sealed.
