@@ -92,11 +92,13 @@ pub enum CaError {
     Brought(#[from] BroughtError),
 }
 
-/// A new root: its certificate (DER) and its private key (PKCS #8, DER).
-pub fn new_root(cluster: &ClusterId) -> Result<(Vec<u8>, SecretBytes), CaError> {
+/// A new root: its certificate (DER) and its private key (PKCS #8, DER). It holds from `from` (Unix seconds) on if it
+/// follows one that does: a leader whose clock has jumped ahead makes one that others can believe, too.
+pub fn new_root(cluster: &ClusterId, from: Option<u64>) -> Result<(Vec<u8>, SecretBytes), CaError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let now = clock::unix_seconds();
-    let params = ca_params(cluster, backdated(now), now + ROOT_SECONDS)?;
+    let from = from.unwrap_or(u64::MAX).min(backdated(now));
+    let params = ca_params(cluster, from, now + ROOT_SECONDS)?;
     let certificate = params.self_signed(&key)?;
     let secret = SecretBytes::copy_from(&mut key.serialize_der())?;
     Ok((certificate.der().to_vec(), secret))
@@ -110,8 +112,8 @@ pub(crate) fn cross_sign(
     (former, former_key): (&[u8], &SecretBytes),
     until: u64,
 ) -> Result<Vec<u8>, CaError> {
-    let from = backdated(clock::unix_seconds());
-    let mut params = ca_params(cluster, from, until.min(expires_at(former)))?;
+    let (from, to) = validity(former);
+    let mut params = ca_params(cluster, from, until.min(to))?;
     params.distinguished_name = subject_of(new)?;
     params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(new));
     // It may be followed by others in its turn, each signed by the one before.

@@ -4,13 +4,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
 use keyhole_tests::member::Member;
 use keyhole_tests::{Cluster, Node, Probe, wait};
-use keyhole_wire::tls::{LiveTls, connect};
+use keyhole_wire::tls::certificate::ca_params;
+use keyhole_wire::tls::{EXPIRED_GRACE, LiveTls, connect};
 use prost::Message;
 use rustix::process::Signal;
 
@@ -148,6 +149,39 @@ fn a_root_ca_of_ones_own_takes_over_under_tasks_that_read() {
     assert_ne!(managers[2].ok(["cluster", "ca"]), brought);
     fourth.ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
     assert_eq!(task.text(other.path("pw")).as_deref(), Ok("w"));
+}
+
+/// A root that ends is followed by one of the cluster's own while it can still vouch for that.
+#[test]
+fn a_root_ca_that_ends_soon_is_replaced_by_the_leader() {
+    let managers = three_managers();
+    managers[0].ok(["cluster", "update", "--cert-expiry", "10s"]);
+    let node = managers[0].node();
+    let task = node.task("web");
+    let [certificate, key] =
+        ["ca.pem", "ca.key"].map(|name| managers[0].ground().folder().join(name));
+    // Long enough to be taken, and for the trial of it.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let (until, pair) = (now + EXPIRED_GRACE.as_secs() + 10 + 6, rcgen::KeyPair::generate());
+    let (id, pair) = (managers[0].ok(["cluster", "status", "-f", "{{.ID}}"]), pair.expect("a key"));
+    let params = ca_params(&id.trim().parse().expect("its id"), now - 60, until);
+    let root = params.expect("a root's").self_signed(&pair).expect("a certificate");
+    fs::write(&certificate, root.pem()).expect("our file");
+    fs::write(&key, pair.serialize_pem()).expect("our file");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("our file");
+    let [certificate, key] = [certificate, key].map(|file| file.display().to_string());
+    while_they_read(std::iter::once((task, &node)), || {
+        let bring = ["cluster", "ca", "--rotate", "--ca-cert", &certificate, "--ca-key", &key];
+        assert_eq!(managers[1].ok(bring), "root CA 1\n");
+        wait::until("a root CA of the cluster's own that all have", || {
+            match succession(&managers[2]) {
+                now if now == "2 0 \n" => Ok(()),
+                now => Err(now),
+            }
+        });
+    });
+    assert_eq!(roots(&node).len(), 1);
+    managers[2].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
 }
 
 /// Who is off holds the end up, is named by the count, and comes back by itself.

@@ -101,7 +101,7 @@ pub enum StartError {
     /// The clock.
     #[error(
         "this machine's clock says {now}, but the cluster's CA is valid from {from} to {until}; set the clock and start \
-         again"
+         again. If it is right, all managers were off when the CA ended: see 'Replace the root CA' in docs/MANAGERS.md"
     )]
     Clock {
         /// By this machine's clock.

@@ -383,7 +383,7 @@ fn first_command(
 ) -> Result<InitCluster, StartError> {
     const DOING: &str = "make the cluster's keys";
     let failed = |e: &dyn std::fmt::Display| StartError::system(DOING, e);
-    let (root, ca_key) = ca::new_root(&own.cluster).map_err(|e| failed(&e))?;
+    let (root, ca_key) = ca::new_root(&own.cluster, None).map_err(|e| failed(&e))?;
     let value_key = Key32::generate().map_err(|e| failed(&e))?;
     let copy = copied(&value_key).map_err(|e| failed(&e))?;
     let value_key = Arc::new(value_key);

@@ -233,7 +233,7 @@ fn restoration(
         seal_key: *pair.public().as_bytes(),
         voter: true,
     };
-    let (root, ca_key) = ca::new_root(&cluster.id).map_err(|e| odd(&e))?;
+    let (root, ca_key) = ca::new_root(&cluster.id, None).map_err(|e| odd(&e))?;
     let former = ca::former_ca(cluster, (&root, &ca_key), &keys.ca_key).map_err(|e| odd(&e))?;
     let value_key = copied(&keys.value_key)?;
     let seal = |purpose, key: &SecretBytes| {

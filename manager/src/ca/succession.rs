@@ -12,7 +12,7 @@ use keyhole_state::{Cluster, Command, FormerCa, Member, NewCa, State};
 use keyhole_wire::tls::{EXPIRED_GRACE, key_id};
 use tonic::Status;
 
-use super::{CaError, cross_sign, new_root};
+use super::{CaError, cross_sign, expires_at, new_root, validity};
 use crate::authz::{Action, Authorized, OwnWork};
 use crate::clock;
 use crate::seal::{KeyringError, MemberKey, Purpose, seal_key_for_members};
@@ -30,15 +30,25 @@ pub(crate) fn former_ca(
     new: (&[u8], &SecretBytes),
     old_key: &SecretBytes,
 ) -> Result<FormerCa, CaError> {
-    let until = clock::unix_seconds() + EXPIRED_GRACE.as_secs();
+    let until = renewable_until();
     let certificate = cluster.ca_certificate.clone();
     let cross = cross_sign(&cluster.id, new, (&certificate, old_key), until)?;
-    Ok(FormerCa { certificate, cross, until: Timestamp(until.saturating_mul(1_000_000_000)) })
+    Ok(FormerCa { certificate, cross, until: seconds(until) })
+}
+
+/// Until when who is off now may renew, Unix seconds.
+fn renewable_until() -> u64 {
+    clock::unix_seconds() + EXPIRED_GRACE.as_secs()
+}
+
+fn seconds(unix: u64) -> Timestamp {
+    Timestamp(unix.saturating_mul(1_000_000_000))
 }
 
 /// A root CA made here, as the one that follows the current one.
 pub(crate) fn new_ca(state: &State, cluster: &Cluster, own: &MemberKey) -> Result<NewCa, CaError> {
-    let (certificate, key) = new_root(&cluster.id)?;
+    let (from, _) = validity(&cluster.ca_certificate);
+    let (certificate, key) = new_root(&cluster.id, Some(from))?;
     new_ca_of(state, cluster, own, (&certificate, &key))
 }
 
@@ -103,8 +113,14 @@ fn due(
     if cluster.uncertified.contains(&own) && is_of(shell, cluster) {
         return Ok(Some(Command::NoteCertificate { member: own, ca_number: cluster.ca_number }));
     }
-    if leads && cluster.new_ca_due {
-        tracing::info!("a member that knew the root CA's key is gone: making a new one");
+    let (ends, needed) = (expires_at(&cluster.ca_certificate), renewable_until());
+    if leads && state.new_ca_is_due(seconds(ends), seconds(needed)) {
+        let gone = cluster.new_ca_due;
+        tracing::info!(
+            ends,
+            gone,
+            "the root CA ends soon, or a member that knew its key is gone: making a new one"
+        );
         let new = new_ca(state, cluster, shell.keyring.own())?;
         return Ok(Some(Command::RotateCa(Box::new(new))));
     }

@@ -83,6 +83,12 @@ impl State {
         nodes + self.cluster().map_or(0, others)
     }
 
+    /// Whether the leader has to make a new root CA: a member that knew its key is gone, or it ends at `ends`, before
+    /// those that are off now would have had to renew (`needed`).
+    pub fn new_ca_is_due(&self, ends: Timestamp, needed: Timestamp) -> bool {
+        self.cluster().is_some_and(|cluster| cluster.new_ca_due || ends < needed)
+    }
+
     /// Whether root CAs before this one are believed for nobody's sake any more: all have newer certificates, or its time
     /// is over. A manager that was removed has a former certificate only, and for some time it can show it and be told.
     pub fn former_cas_are_done(&self, now: Timestamp) -> bool {

@@ -257,10 +257,13 @@ fn a_new_ca_follows_the_one_before_and_ends_it_when_all_have_its_certificates() 
     let removed_at = cluster.state.cluster().unwrap().removed_at.unwrap();
     assert!(!cluster.state.former_cas_are_done(removed_at), "for some time it is told");
     assert!(cluster.state.cluster().unwrap().new_ca_due, "it has known the key");
+    assert!(cluster.state.new_ca_is_due(LATE, Timestamp(0)));
     cluster.run(Command::ForgetFormerCas).unwrap();
     assert!(!cluster.state.former_cas_are_done(LATE));
     cluster.run(new_ca(2, second, &[1])).unwrap();
     assert!(!cluster.state.cluster().unwrap().new_ca_due);
+    assert!(!cluster.state.new_ca_is_due(LATE, LATE), "it holds long enough");
+    assert!(cluster.state.new_ca_is_due(LATE, Timestamp(LATE.0 + 1)), "it ends too soon");
 }
 
 #[test]
