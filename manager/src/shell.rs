@@ -341,13 +341,12 @@ impl Shell {
         Ok((cluster.epoch, key))
     }
 
-    /// Ends the connections whose certificates are of other CAs than those with these keys' ids; how many.
-    pub(crate) fn end_strange<A: Action>(
-        &self,
-        _by: &Authorized<A>,
-        authorities: &[Vec<u8>],
-    ) -> usize {
-        self.connections.strange(authorities).close()
+    /// Ends the connections whose certificates are not believed any more; how many.
+    pub(crate) async fn end_strange<A: Action>(&self, _by: &Authorized<A>) -> usize {
+        let (connections, tls) = (self.connections.clone(), self.tls.clone());
+        let ended = tokio::task::spawn_blocking(move || connections.strange(&tls).close()).await;
+        // Who can't be judged goes, and may come back.
+        ended.unwrap_or_else(|_panicked| self.connections.close_all())
     }
 
     /// The index of the last applied entry, as it moves.

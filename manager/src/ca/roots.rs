@@ -20,10 +20,9 @@ pub(crate) async fn keep_roots(shell: Arc<Shell>, by: Authorized<OwnWork>) {
         let wanted = wanted.map(|roots| with_own(&shell, roots));
         if let Some(roots) = wanted.filter(|wanted| *wanted != shell.tls.roots()) {
             let count = roots.len();
-            let authorities: Vec<_> = roots.iter().map(|root| key_id(root)).collect();
             match shell.tls.set_roots(roots) {
                 Ok(()) => {
-                    let ended = shell.end_strange(&by, &authorities);
+                    let ended = shell.end_strange(&by).await;
                     tracing::info!(count, ended, "other root CAs are trusted from now on");
                 }
                 Err(error) => tracing::error!(%error, "cannot trust the cluster's root CAs"),

@@ -43,6 +43,11 @@ impl v1::ca_server::Ca for CaApi {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Reply<v1::Certificate> {
         let by = self.0.authorize_or_catch_up::<act::Renew, _>(&request).await?;
         let holder = Holder { id: by.subject().id(), role: by.subject().role() };
+        if self.0.view(&by, |state| state.issues_its_own(holder.id)) {
+            let why = "a manager that votes issues its own certificates";
+            self.0.audit.refused_actor(by.actor(), act::Renew::NAME, why);
+            return Err(Status::permission_denied(why));
+        }
         let csr = request.into_inner().csr;
         certificate(&self.0, &by, holder, &csr).map(Response::new)
     }

@@ -67,6 +67,12 @@ impl State {
         Ok(Change::rows(news.then_some(RowKey::Cluster), Outcome::Done))
     }
 
+    /// Whether who has this id issues its own certificates, and never has to ask for one: a manager that votes has the root
+    /// CA's key. Who asks in its name has a key of a former CA, and would get to what managers tell each other.
+    pub fn issues_its_own(&self, id: NodeId) -> bool {
+        self.members.values().any(|member| member.voter && member.node == id)
+    }
+
     /// A node has shown a certificate of that root CA.
     pub(crate) fn node_certified(&mut self, id: NodeId, number: u32) -> Option<RowKey> {
         let current = self.cluster.as_ref().is_some_and(|cluster| cluster.ca_number == number);

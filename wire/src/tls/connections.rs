@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
+use rustls::pki_types::{CertificateDer, UnixTime};
 
-use super::{PeerIdentity, Role};
+use super::{LiveTls, PeerIdentity, Role};
 
 /// A registry of live connections. Clones share it.
 #[derive(Clone, Default)]
@@ -22,7 +23,23 @@ pub struct Connections {
 struct List {
     next: u64,
     /// The oldest first.
-    live: BTreeMap<u64, (Option<PeerIdentity>, Arc<Switch>)>,
+    live: BTreeMap<u64, Listed>,
+}
+
+/// A connection as it is listed.
+#[derive(Clone)]
+struct Listed {
+    peer: Option<Arc<Presented>>,
+    switch: Arc<Switch>,
+}
+
+/// What a peer has shown in the handshake.
+pub(super) struct Presented {
+    pub(super) identity: PeerIdentity,
+    /// Its leaf first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    /// When that was believed.
+    pub(super) at: UnixTime,
 }
 
 impl Connections {
@@ -37,9 +54,14 @@ impl Connections {
         self.choose(|peer| peer.is_some_and(|peer| peer.id == id))
     }
 
-    /// Those whose peer's certificate is of another CA than those whose keys' ids are given.
-    pub fn strange(&self, authorities: &[Vec<u8>]) -> Chosen {
-        self.choose(|peer| peer.is_some_and(|peer| !authorities.contains(&peer.authority)))
+    /// Those whose peer's certificate `live` would not believe any more. It judges each anew, which takes a while.
+    pub fn strange(&self, live: &LiveTls) -> Chosen {
+        let clients = live.clients();
+        let all: Vec<Listed> = self.list().live.values().cloned().collect();
+        let strange = |listed: &Listed| {
+            listed.peer.as_ref().is_some_and(|it| !clients.believes(&it.chain, it.at))
+        };
+        Chosen(all.into_iter().filter(strange).map(|listed| listed.switch).collect())
     }
 
     /// Those of all with certificates of that role whose id is not to stay.
@@ -59,29 +81,32 @@ impl Connections {
     }
 
     /// Lists a connection; of those without an id only the newest `strangers` stay.
-    pub(super) fn register(&self, id: Option<PeerIdentity>, strangers: usize) -> Registration {
+    pub(super) fn register(&self, peer: Option<Arc<Presented>>, strangers: usize) -> Registration {
         let switch = Arc::new(Switch::default());
         let mut list = self.list();
-        if id.is_none() {
-            let open = |(id, switch): &&(Option<PeerIdentity>, Arc<Switch>)| {
-                id.is_none() && !switch.off.load(Ordering::Acquire)
+        if peer.is_none() {
+            let open = |listed: &&Listed| {
+                listed.peer.is_none() && !listed.switch.off.load(Ordering::Acquire)
             };
             if list.live.values().filter(open).count() >= strangers.max(1)
-                && let Some((_, oldest)) = list.live.values().find(open)
+                && let Some(oldest) = list.live.values().find(open)
             {
-                oldest.close();
+                oldest.switch.close();
             }
         }
         let key = list.next;
         list.next += 1;
-        list.live.insert(key, (id, Arc::clone(&switch)));
+        list.live.insert(key, Listed { peer, switch: Arc::clone(&switch) });
         Registration { connections: self.clone(), key, switch }
     }
 
     fn choose(&self, wanted: impl Fn(Option<&PeerIdentity>) -> bool) -> Chosen {
         let list = self.list();
-        let wanted = list.live.values().filter(|(id, _)| wanted(id.as_ref()));
-        Chosen(wanted.map(|(_, switch)| Arc::clone(switch)).collect())
+        let wanted = list.live.values().filter(|listed| {
+            let peer = listed.peer.as_ref();
+            wanted(peer.map(|peer| &peer.identity))
+        });
+        Chosen(wanted.map(|listed| Arc::clone(&listed.switch)).collect())
     }
 
     fn list(&self) -> MutexGuard<'_, List> {

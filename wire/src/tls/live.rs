@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::CertificateDer;
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 
@@ -55,27 +56,42 @@ struct Shared {
 
 struct Current {
     identity: Option<Arc<Identity>>,
-    roots: Vec<Vec<u8>>,
+    trust: Arc<Trust>,
     server: Option<Arc<ServerConfig>>,
     client: Arc<ClientConfig>,
+}
+
+/// Whom this side believes.
+struct Trust {
+    roots: Vec<Vec<u8>>,
+    store: Arc<RootCertStore>,
+    clients: Arc<GraceVerifier>,
+}
+
+impl Trust {
+    fn new(roots: Vec<Vec<u8>>) -> Result<Arc<Self>, TlsError> {
+        let store = Arc::new(root_store(&roots)?);
+        let clients = Arc::new(GraceVerifier::new(&roots, &store)?);
+        Ok(Arc::new(Self { roots, store, clients }))
+    }
 }
 
 impl LiveTls {
     /// `roots` are CA certificates in DER; without an identity this side can only call.
     pub fn new(identity: Option<Identity>, roots: Vec<Vec<u8>>) -> Result<Self, TlsError> {
-        let current = Current::new(identity.map(Arc::new), roots)?;
+        let current = Current::new(identity.map(Arc::new), Trust::new(roots)?)?;
         let shared = Shared { current: ArcSwap::from_pointee(current), changing: Mutex::new(()) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Uses `identity` for all connections from now on; live ones keep theirs.
     pub fn set_identity(&self, identity: Identity) -> Result<(), TlsError> {
-        self.change(|now| Current::new(Some(Arc::new(identity)), now.roots.clone()))
+        self.change(|now| Current::new(Some(Arc::new(identity)), Arc::clone(&now.trust)))
     }
 
     /// Trusts `roots` (DER), and no others, for all connections from now on.
     pub fn set_roots(&self, roots: Vec<Vec<u8>>) -> Result<(), TlsError> {
-        self.change(|now| Current::new(now.identity.clone(), roots))
+        self.change(|now| Current::new(now.identity.clone(), Trust::new(roots)?))
     }
 
     /// The identity now.
@@ -87,12 +103,24 @@ impl LiveTls {
     /// The roots now, in DER.
     #[must_use]
     pub fn roots(&self) -> Vec<Vec<u8>> {
-        self.shared.current.load().roots.clone()
+        self.shared.current.load().trust.roots.clone()
     }
 
     /// What a new connection is accepted with.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, TlsError> {
         self.shared.current.load().server.clone().ok_or(TlsError::NoIdentity)
+    }
+
+    /// The same, and by whom its caller is judged.
+    pub(super) fn server(&self) -> Result<(Arc<ServerConfig>, Arc<GraceVerifier>), TlsError> {
+        let current = self.shared.current.load();
+        let server = current.server.clone().ok_or(TlsError::NoIdentity)?;
+        Ok((server, Arc::clone(&current.trust.clients)))
+    }
+
+    /// By whom callers are judged now.
+    pub(super) fn clients(&self) -> Arc<GraceVerifier> {
+        Arc::clone(&self.shared.current.load().trust.clients)
     }
 
     /// What a new connection is made with.
@@ -119,18 +147,17 @@ impl fmt::Debug for LiveTls {
 }
 
 impl Current {
-    fn new(identity: Option<Arc<Identity>>, roots: Vec<Vec<u8>>) -> Result<Self, TlsError> {
-        let store = Arc::new(root_store(&roots)?);
+    fn new(identity: Option<Arc<Identity>>, trust: Arc<Trust>) -> Result<Self, TlsError> {
         let server = match &identity {
-            Some(identity) => Some(Arc::new(server_config(identity, &store)?)),
+            Some(identity) => Some(Arc::new(server_config(identity, &trust.clients)?)),
             None => None,
         };
-        let client = Arc::new(client_config(identity.as_deref(), &store)?);
-        Ok(Self { identity, roots, server, client })
+        let client = Arc::new(client_config(identity.as_deref(), &trust.store)?);
+        Ok(Self { identity, trust, server, client })
     }
 }
 
-fn root_store(roots: &[Vec<u8>]) -> Result<RootCertStore, TlsError> {
+pub(super) fn root_store(roots: &[Vec<u8>]) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     for (index, root) in roots.iter().enumerate() {
         store
@@ -142,13 +169,12 @@ fn root_store(roots: &[Vec<u8>]) -> Result<RootCertStore, TlsError> {
 
 fn server_config(
     identity: &Identity,
-    roots: &Arc<RootCertStore>,
+    clients: &Arc<GraceVerifier>,
 ) -> Result<ServerConfig, TlsError> {
-    let inner =
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider()).build()?;
+    let clients: Arc<dyn ClientCertVerifier> = clients.clone();
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
-        .with_client_cert_verifier(Arc::new(GraceVerifier { inner }))
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified())));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});

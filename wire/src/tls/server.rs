@@ -8,10 +8,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::ServerConnection;
+use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -24,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use super::connections::Registration;
+use super::connections::{Presented, Registration};
 use super::{Connections, EXPORTER_LABEL, LiveTls, PeerIdentity, unix_now};
 
 /// How long to wait after `accept` failed (EMFILE and the like), so as not to spin.
@@ -113,7 +115,7 @@ impl Acceptor {
 
     async fn handshake(&self, stream: TcpStream, addr: SocketAddr) -> io::Result<TlsConn> {
         stream.set_nodelay(true)?;
-        let config = self.live.server_config().map_err(io::Error::other)?;
+        let (config, clients) = self.live.server().map_err(io::Error::other)?;
         let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
         let stream = match accepted {
             Ok(stream) => stream,
@@ -123,7 +125,15 @@ impl Acceptor {
             }
         };
         let info = PeerInfo::of(stream.get_ref().1, addr)?;
-        let registration = self.connections.register(info.identity.clone(), self.limits.strangers);
+        let presented = info.presented(stream.get_ref().1);
+        let registration = self.connections.register(presented.clone(), self.limits.strangers);
+        // Others may be trusted since this began; who looked for strangers then has not seen it.
+        let now = self.live.clients();
+        if let Some(peer) = presented.filter(|_| !Arc::ptr_eq(&clients, &now))
+            && !now.believes(&peer.chain, peer.at)
+        {
+            return Err(closed());
+        }
         Ok(TlsConn { stream: Box::new(stream), info, registration })
     }
 }
@@ -158,6 +168,12 @@ impl PeerInfo {
             .export_keying_material([0; 32], EXPORTER_LABEL, None)
             .map_err(io::Error::other)?;
         Ok(Self { addr, identity, exporter })
+    }
+
+    fn presented(&self, connection: &ServerConnection) -> Option<Arc<Presented>> {
+        let chain = connection.peer_certificates()?.to_vec();
+        let identity = self.identity.clone()?;
+        Some(Arc::new(Presented { identity, chain, at: UnixTime::now() }))
     }
 }
 

@@ -127,6 +127,78 @@ async fn identity_and_roots_change_without_a_restart() {
     connect(&server.addr, &node).await.unwrap();
 }
 
+/// Who has the key of a former root can't pass off what it signs as the current one's.
+#[tokio::test]
+async fn a_leaf_is_of_the_root_that_it_names() {
+    let (old, new, unknown) = (TestCa::new(), TestCa::new(), TestCa::new());
+    let server_tls = live(&old, Role::Manager, ID);
+    server_tls.set_roots(vec![old.der(), new.der()]).unwrap();
+    let server = Server::start(server_tls.clone()).await;
+    let node = |ca: &TestCa| {
+        let identity = ca.identity(Role::Node, OTHER_ID);
+        LiveTls::new(Some(identity), vec![old.der()]).unwrap()
+    };
+    let refused = connect(&server.addr, &node(&old.posing_as(&new))).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::OwnCertificate { .. }), "{refused}");
+    let mut channels = Vec::new();
+    for ca in [&old, &old.posing_as(&unknown), &new] {
+        let (channel, _) = connect(&server.addr, &node(ca)).await.unwrap();
+        assert!(call(&channel, "Who").await.unwrap().starts_with("node "));
+        channels.push(channel);
+    }
+    assert_eq!(server.connections.strange(&server_tls).close(), 0);
+    server_tls.set_roots(vec![new.der()]).unwrap();
+    assert_eq!(server.connections.strange(&server_tls).close(), 2);
+    for ended in &channels[..2] {
+        call(ended, "Who").await.unwrap_err();
+    }
+    call(&channels[2], "Who").await.unwrap();
+}
+
+/// The one that names a root which its manager does not know yet is judged once that does.
+#[tokio::test]
+async fn a_leaf_that_named_a_root_to_come_is_judged_when_it_has_come() {
+    let (old, new) = (TestCa::new(), TestCa::new());
+    let server_tls = live(&old, Role::Manager, ID);
+    let server = Server::start(server_tls.clone()).await;
+    let (channel, _) =
+        connect(&server.addr, &live(&old.posing_as(&new), Role::Node, OTHER_ID)).await.unwrap();
+    call(&channel, "Who").await.unwrap();
+    server_tls.set_roots(vec![new.der(), old.der()]).unwrap();
+    assert_eq!(server.connections.strange(&server_tls).close(), 1);
+}
+
+/// When a root is forgotten, a handshake that began before ends with the connections that it had let in.
+#[tokio::test]
+async fn a_handshake_under_way_is_judged_by_the_roots_of_its_end() {
+    let (old, new) = (TestCa::new(), TestCa::new());
+    let server_tls = live(&old, Role::Manager, ID);
+    let server = Server::start(server_tls.clone()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let node = live(&old, Role::Node, OTHER_ID);
+    let calling = tokio::spawn(async move {
+        let (channel, _) = connect(&address, &node).await.map_err(|error| error.to_string())?;
+        call(&channel, "Who").await.map_err(|status| status.to_string())
+    });
+    let (mut client, _) = listener.accept().await.unwrap();
+    let mut manager = TcpStream::connect(&server.addr).await.unwrap();
+    // The server has answered the first message, and waits for the certificate.
+    let mut bytes = [0; 16 << 10];
+    let hello = client.read(&mut bytes).await.unwrap();
+    manager.write_all(&bytes[..hello]).await.unwrap();
+    let answer = manager.read(&mut bytes).await.unwrap();
+    server_tls.set_roots(vec![new.der()]).unwrap();
+    assert_eq!(server.connections.strange(&server_tls).close(), 0);
+    client.write_all(&bytes[..answer]).await.unwrap();
+    let relaying = tokio::spawn(async move {
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut manager).await;
+    });
+    timeout(Duration::from_secs(10), calling).await.unwrap().unwrap().unwrap_err();
+    relaying.abort();
+    assert_eq!(server.connections.count(), 0);
+}
+
 #[tokio::test]
 async fn a_client_expired_for_less_than_thirty_days_is_let_in_and_marked() {
     let ca = TestCa::new();

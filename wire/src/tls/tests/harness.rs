@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use keyhole_domain::ClusterId;
-use rcgen::{CertificateParams, Issuer, KeyPair};
+use rcgen::{CertificateParams, Issuer, KeyIdMethod, KeyPair};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Server as TonicServer};
 use tower::{Service, ServiceExt};
 
 use crate::tls::certificate::{ca_params, csr_public_key, key_and_csr, leaf_params};
-use crate::tls::{Connections, Identity, Limits, LiveTls, PeerInfo, Role, incoming};
+use crate::tls::{Connections, Identity, Limits, LiveTls, PeerInfo, Role, incoming, key_id};
 
 pub(super) const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaa1";
 pub(super) const OTHER_ID: &str = "bbbbbbbbbbbbbbbbbbbbbbbb2";
@@ -33,6 +33,7 @@ pub(super) fn day() -> u64 {
 
 pub(super) struct TestCa {
     cluster: ClusterId,
+    params: CertificateParams,
     issuer: Issuer<'static, KeyPair>,
     der: Vec<u8>,
 }
@@ -43,7 +44,20 @@ impl TestCa {
         let params = ca_params(&cluster, now() - 90 * day(), now() + 90 * day()).unwrap();
         let key = KeyPair::generate().unwrap();
         let der = params.self_signed(&key).unwrap().der().to_vec();
-        Self { cluster, issuer: Issuer::new(params, key), der }
+        Self { cluster, params: params.clone(), issuer: Issuer::new(params, key), der }
+    }
+
+    /// The one whose leaves say that `other` has signed them.
+    pub(super) fn posing_as(&self, other: &Self) -> Self {
+        let mut params = self.params.clone();
+        params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(&other.der));
+        let key = KeyPair::try_from(self.issuer.key().serialize_der()).unwrap();
+        Self {
+            cluster: self.cluster,
+            params: params.clone(),
+            issuer: Issuer::new(params, key),
+            der: self.der(),
+        }
     }
 
     pub(super) fn der(&self) -> Vec<u8> {
