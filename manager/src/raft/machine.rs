@@ -22,6 +22,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::{broadcast, watch};
 
@@ -190,15 +191,36 @@ impl StateMachine {
     /// Applies what the log has beyond the rows, up to index `last`. What was not committed must only be applied where nobody
     /// is left who could decide otherwise.
     pub(super) fn replay(&mut self, log: &LogStore, last: u64) -> io::Result<()> {
-        loop {
-            let next = self.meta.last_log_id.as_ref().map_or(0, |last| last.index + 1);
-            let end = last.saturating_add(1).max(next);
-            let entries = log.entries(next..end, READ_BYTES)?;
-            if entries.is_empty() {
-                return Ok(());
+        each(log, self.next()..=last, |entry| drop(self.apply_entry(entry, false)))
+    }
+
+    /// What the state would say to a command at `index`, after all that the log has. Nothing is applied; a refusal is in
+    /// the audit.
+    pub(super) fn judge(
+        &self,
+        log: &LogStore,
+        (index, command): (u64, &Command),
+    ) -> io::Result<Result<(), Rejected>> {
+        let mut state = self.live.state().clone();
+        each(log, self.next()..=u64::MAX, |entry| match entry.payload {
+            EntryPayload::Normal(command) => {
+                drop(state.apply(entry.log_id.index, &command.envelope));
             }
-            entries.into_iter().for_each(|entry| drop(self.apply_entry(entry, false)));
+            EntryPayload::Blank | EntryPayload::Membership(_) => state.skip(entry.log_id.index),
+        })?;
+        let envelope = &*command.envelope;
+        let names = state.audit_objects(&envelope.command);
+        let result = state.apply(index, envelope);
+        if result.is_err()
+            && let Some(record) = audit(index, envelope, names, &result)
+        {
+            (self.live.inner.observer)(&record);
         }
+        Ok(result.map(drop))
+    }
+
+    fn next(&self) -> u64 {
+        self.meta.last_log_id.as_ref().map_or(0, |last| last.index + 1)
     }
 
     /// The last entry that is applied.
@@ -231,6 +253,18 @@ impl StateMachine {
         let state = self.live.state();
         let value = |key: &RowKey| state.row(*key).map(|row| encode_row(&row).encode_to_vec());
         keys.iter().map(|key| (row_key_bytes(key), value(key))).collect()
+    }
+}
+
+/// Takes each entry of the log in a range, a piece at a time.
+fn each(log: &LogStore, range: RangeInclusive<u64>, mut take: impl FnMut(Entry)) -> io::Result<()> {
+    let mut next = *range.start();
+    loop {
+        let end = range.end().saturating_add(1).max(next);
+        let entries = log.entries(next..end, READ_BYTES)?;
+        let Some(last) = entries.last() else { return Ok(()) };
+        next = last.log_id.index + 1;
+        entries.into_iter().for_each(&mut take);
     }
 }
 

@@ -94,13 +94,13 @@ impl Offline {
     }
 
     /// Takes all that the log has as decided, applies a command as the beginning of a history of `member` alone, and
-    /// closes the store.
+    /// closes the store. If the command is refused, nothing is done.
     pub(crate) async fn begin(
         mut self,
         envelope: Envelope,
         member: &Member,
     ) -> Result<Result<(), Rejected>, StartError> {
-        self.machine.replay(&LogStore::new(self.store.clone()), u64::MAX)?;
+        let log = LogStore::new(self.store.clone());
         let vote = self.store.vote().as_deref().map(vote_from).transpose()?;
         let bounds = self.store.log_bounds();
         let applied = self.machine.applied_position();
@@ -108,10 +108,137 @@ impl Offline {
         let term = vote.map_or(0, |vote| vote.leader_id.term).max(last.term) + 1;
         let at = Position { term, index: last.index + 1 };
         let command = Command { envelope: Arc::new(envelope), proposal: 0 };
+        // What is not committed must be there as it was if the command is refused: others may decide of it yet.
+        if let Err(refused) = self.machine.judge(&log, (at.index, &command))? {
+            return Ok(Err(refused));
+        }
+        self.machine.replay(&log, u64::MAX)?;
         let begun = self.machine.begin(alone(at, member)?, &command);
         if begun.is_ok() {
             forget_log(&self.store, at, member.id).await?;
         }
         Ok(begun)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::Entry;
+    use crate::raft::wire::entry_bytes;
+    use crate::store::{LogRow, StoreIdentity};
+    use keyhole_domain::{ClusterId, Labels, NodeId, SecretId, Timestamp};
+    use keyhole_state::{
+        Actor, InitCluster, KeySeal, MemberKeys, SealedKey, SealedValue, TokenRecord,
+    };
+    use openraft::EntryPayload;
+
+    fn envelope(command: keyhole_state::Command) -> Envelope {
+        Envelope { at: Timestamp(7), actor: Actor::Manager(1), command }
+    }
+
+    fn member(id: u64) -> Member {
+        let n = u8::try_from(id).unwrap();
+        Member {
+            id,
+            node: NodeId::from_entropy([n; 16]),
+            hostname: format!("m{id}"),
+            address: format!("m{id}:7070"),
+            seal_key: [n; 32],
+            voter: true,
+        }
+    }
+
+    fn two_managers() -> State {
+        let seal = || KeySeal { enc: vec![1], ciphertext: vec![2] };
+        let sealed = || SealedKey { seals: [(1, seal())].into() };
+        let token = || TokenRecord { hash: [0; 32], salt: [0; 32], epoch: 1 };
+        let init = keyhole_state::Command::Init(Box::new(InitCluster {
+            id: ClusterId::from_entropy([0; 16]),
+            ca_certificate: vec![],
+            ca_key: sealed(),
+            value_key: sealed(),
+            worker_token: token(),
+            manager_token: token(),
+            certificate_seconds: 60,
+            member: member(1),
+        }));
+        let keys =
+            MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0, unlock: None };
+        let join = keyhole_state::Command::AddMember { member: member(2), keys };
+        let mut state = State::default();
+        state.apply(1, &envelope(init)).unwrap();
+        state.apply(2, &envelope(join)).unwrap();
+        state
+    }
+
+    /// A store of member 1 whose log ends with commands that nobody is known to have committed.
+    async fn with_tail(folder: &Path, kek: &Kek, tail: Vec<keyhole_state::Command>) {
+        let identity = StoreIdentity {
+            cluster: ClusterId::from_entropy([0; 16]).to_string(),
+            manager: member(1).node.to_string(),
+            member: 1,
+        };
+        Store::create(folder, &identity, kek).unwrap();
+        let store = Store::open(folder, kek, Box::new(|_| ()), &|_, _| Ok(())).unwrap();
+        let at = |index| Position { term: 1, index };
+        fill(&store, &two_managers(), at(2), &member(1)).await.unwrap();
+        let row = |(index, command)| {
+            let command = Command { envelope: Arc::new(envelope(command)), proposal: 0 };
+            let entry = Entry { log_id: log_id(at(index)), payload: EntryPayload::Normal(command) };
+            LogRow { position: at(index), data: entry_bytes(&entry).into() }
+        };
+        let rows = (3..).zip(tail).map(row).collect();
+        on_disk(|done| store.append(rows, done).unwrap()).await.unwrap();
+    }
+
+    fn open(folder: &Path, kek: &Kek) -> Offline {
+        Offline::open(folder, kek, Arc::new(|_| ())).unwrap()
+    }
+
+    fn secret() -> keyhole_state::Command {
+        keyhole_state::Command::CreateSecret {
+            id: SecretId::from_entropy([1; 16]),
+            name: "a".parse().unwrap(),
+            labels: Labels::default(),
+            value: SealedValue { epoch: 1, salt: [0; 32], ciphertext: vec![0; 17] },
+        }
+    }
+
+    fn alone_by_force() -> Envelope {
+        envelope(keyhole_state::Command::ForceNewCluster { member: 1 })
+    }
+
+    /// Others may decide yet that it never was: a log whose end takes this manager's keys makes no history.
+    #[tokio::test]
+    async fn a_refused_beginning_leaves_what_is_not_committed_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let kek = Kek::create(&folder.path().join("kek")).unwrap();
+        let demotion = keyhole_state::Command::DemoteMember { id: 1 };
+        with_tail(folder.path(), &kek, vec![secret(), demotion]).await;
+        let offline = open(folder.path(), &kek);
+        let refused = offline.begin(alone_by_force(), &member(1)).await.unwrap();
+        assert_eq!(refused, Err(Rejected::NoKeys { id: 1 }));
+        let offline = open(folder.path(), &kek);
+        offline.read(|state| {
+            assert_eq!((state.index(), state.members().len()), (2, 2));
+            assert!(state.members()[&1].voter && state.secrets().is_empty());
+        });
+        let last = offline.store.log_bounds().last.unwrap();
+        assert_eq!((last.term, last.index), (1, 4), "the log is whole");
+    }
+
+    #[tokio::test]
+    async fn a_beginning_takes_all_that_the_log_has_as_decided() {
+        let folder = tempfile::tempdir().unwrap();
+        let kek = Kek::create(&folder.path().join("kek")).unwrap();
+        with_tail(folder.path(), &kek, vec![secret()]).await;
+        let offline = open(folder.path(), &kek);
+        offline.begin(alone_by_force(), &member(1)).await.unwrap().unwrap();
+        let offline = open(folder.path(), &kek);
+        offline.read(|state| {
+            assert!(state.members().keys().eq(&[1]) && state.secrets().len() == 1);
+            assert_eq!(state.index(), 4);
+        });
     }
 }
