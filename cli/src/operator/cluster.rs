@@ -265,6 +265,7 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("KeyEpoch", cluster.epoch.into()),
         ("UnderOldKeys", cluster.under_old_keys.into()),
         ("LastBackupAt", moment(cluster.last_backup_at).into()),
+        ("BackupOfFormerCA", cluster.backup_of_former_ca.into()),
         ("CANumber", cluster.ca_number.into()),
         ("FormerCAUntil", moment(cluster.former_cas_until).into()),
         ("FormerCertificates", cluster.former_certificates.into()),
@@ -313,6 +314,12 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
     }
     let backup = match cluster.last_backup_at {
         0 => "never".to_owned(),
+        at if cluster.backup_of_former_ca => {
+            format!(
+                "{}, before the root CA changed: nodes would not follow it; make another",
+                time::rfc3339(at)
+            )
+        }
         at => time::rfc3339(at),
     };
     let former = match cluster.former_cas_until {

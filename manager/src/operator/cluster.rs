@@ -229,6 +229,7 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         store_number: cluster.store_keys.number,
         shred: lock::shred_info(state),
         epoch: cluster.epoch,
+        backup_of_former_ca: cluster.backup_is_of_former_ca(),
         last_backup_at: cluster.last_backup_at.map_or(0, |at| at.0),
         former_cas_until: cluster.former_cas.iter().map(|ca| ca.until.0).max().unwrap_or(0),
         ca_number: cluster.ca_number,

@@ -122,6 +122,8 @@ pub struct Cluster {
     pub former_cas: Vec<FormerCa>,
     /// How many root CAs there were before this one.
     pub ca_number: u32,
+    /// Since when it is this one; nothing: from the beginning.
+    pub ca_since: Option<Timestamp>,
     /// Whether somebody knows the root CA's key who shall not any more: a new one is due.
     pub new_ca_due: bool,
     /// Members that have no certificate of this root CA yet.
@@ -149,6 +151,12 @@ impl Cluster {
         crosses.into_iter().rev().collect()
     }
 
+    /// Whether the last backup is of before this root CA: who has a certificate of this one would not follow what is
+    /// restored from it.
+    pub fn backup_is_of_former_ca(&self) -> bool {
+        self.last_backup_at.is_some_and(|at| self.ca_since.is_some_and(|since| at < since))
+    }
+
     /// Takes the next root CA.
     pub(crate) fn succeed(
         &mut self,
@@ -158,6 +166,7 @@ impl Cluster {
         former: &FormerCa,
     ) {
         self.ca_number += 1;
+        self.ca_since = Some(at);
         self.new_ca_due = false;
         self.ca_certificate = certificate.to_vec();
         self.ca_key = key.clone();
@@ -195,6 +204,7 @@ impl State {
             audit_heads: BTreeMap::new(),
             former_cas: Vec::new(),
             ca_number: 0,
+            ca_since: None,
             new_ca_due: false,
             uncertified: BTreeSet::new(),
             uncertified_operators: BTreeSet::new(),

@@ -533,6 +533,7 @@ impl Operator for Fake {
             former_certificates: 0,
             ca_certificate: vec![7; 50].into(),
             unlock_key_unseen: false,
+            backup_of_former_ca: true,
             former_cas_until: 0,
         }))
     }

@@ -234,7 +234,15 @@ fn a_new_ca_follows_the_one_before_and_ends_it_when_all_have_its_certificates() 
     }
     let sync = |ca_number| Command::SyncTasks { node, live: vec![], ca_number };
     cluster.run(sync(0)).unwrap();
+    let outdated = |cluster: &Cluster| cluster.state.cluster().unwrap().backup_is_of_former_ca();
+    let backup = Command::NoteBackup { recipients: vec![] };
+    assert!(!outdated(&cluster), "there is none");
+    cluster.run(backup.clone()).unwrap();
+    assert!(!outdated(&cluster));
     let applied = cluster.run(new_ca(1, first, &[1, 2])).unwrap();
+    assert!(outdated(&cluster), "nodes of the new CA would not follow it");
+    cluster.run(backup).unwrap();
+    assert!(!outdated(&cluster));
     assert!(applied.nodes.contains(&node), "it is told");
     assert_eq!(cluster.state.former_certificates(), 3);
     assert!(!cluster.state.former_cas_are_done(LATE));
