@@ -87,7 +87,7 @@ pub(crate) struct Create {
     /// The file of 'keyhole operator create'
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
-    /// Where the managers are, in place of the file's: HOST:PORT,HOST:PORT
+    /// Where the managers are, in place of the file's, also after a renewal: HOST:PORT,HOST:PORT
     #[arg(long = "managers", value_name = "HOST:PORT", value_delimiter = ',')]
     managers: Vec<String>,
     /// Words for people
@@ -153,6 +153,7 @@ impl Create {
         let mut bundle = Bundle::read(&self.from)?;
         if !self.managers.is_empty() {
             bundle.managers = self.managers;
+            bundle.managers_given = true;
         }
         bundle.description = self.description;
         bundle

@@ -154,6 +154,12 @@ fn each_role_does_its_part_through_a_follower_and_nothing_else() {
     let list = admin.ok(&["operator", "ls", "--format", "{{.Name}} {{.Role}} {{.Secrets}}"]);
     assert_eq!(list, "ann@example.org admin *\nci writer web-*\nwatch auditor *\n");
 
+    // He knows one manager, and goes on knowing that one.
+    let known = || writer.ok(&["context", "inspect", "-f", "{{.Managers}}"]);
+    let before = known();
+    writer.ok(&["operator", "renew"]);
+    assert_eq!(known(), before);
+
     let own = writer.id();
     let done = |of: &Cluster| {
         let rotated =

@@ -42,6 +42,9 @@ pub(crate) struct Bundle {
     pub(crate) cluster: String,
     /// `HOST:PORT` of each manager.
     pub(crate) managers: Vec<String>,
+    /// Whether its owner said where they are, and not the cluster.
+    #[serde(default)]
+    pub(crate) managers_given: bool,
     certificate: String,
     ca: String,
     key: String,
@@ -67,9 +70,19 @@ impl Bundle {
             services: operator.services,
             cluster: answer.cluster.clone(),
             managers: answer.managers.clone(),
+            managers_given: false,
             certificate: answer.chain.iter().map(|der| encode("CERTIFICATE", der)).collect(),
             ca: answer.roots.iter().map(|der| encode("CERTIFICATE", der)).collect(),
             key: encode("PRIVATE KEY", key.as_slice()),
+        }
+    }
+
+    /// Takes over what its owner said of the one before it.
+    pub(crate) fn follow(&mut self, before: &Self) {
+        self.description.clone_from(&before.description);
+        if before.managers_given {
+            self.managers.clone_from(&before.managers);
+            self.managers_given = true;
         }
     }
 
@@ -256,6 +269,20 @@ pub(crate) mod tests {
         assert!(taken.contains("not overwritten"), "{taken}");
         drop(NewFile::create(&folder.path().join("dropped")).unwrap());
         assert!(!folder.path().join("dropped").exists());
+    }
+
+    #[test]
+    fn managers_that_the_owner_named_stay_and_others_are_learned() {
+        let mut before = bundle("ann", 4_000_000_000);
+        before.managers = vec!["jump.example.org:7070".to_owned()];
+        for given in [true, false] {
+            before.managers_given = given;
+            let mut renewed = bundle("ann", 4_000_000_000);
+            let learned = renewed.managers.clone();
+            renewed.follow(&before);
+            assert_eq!(renewed.managers, if given { before.managers.clone() } else { learned });
+            assert_eq!(renewed.managers_given, given, "the next renewal knows it too");
+        }
     }
 
     #[test]

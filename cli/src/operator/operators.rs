@@ -51,7 +51,7 @@ pub(crate) enum OperatorCommand {
     #[command(after_help = "Examples:\n  \
         keyhole operator renew\n  \
         keyhole --context prod operator renew     (from a timer, once a month)\n\n\
-        It also learns the cluster's managers and CA anew.")]
+        It also learns the cluster's CA anew, and its managers unless 'context create --managers' named them.")]
     Renew,
     /// List operators
     #[command(
@@ -189,7 +189,7 @@ async fn renew(global: &Global, console: &mut Console) -> Result<(), Failure> {
     let request = v1::RenewOperatorRequest { csr: csr_of(&key).map_err(Failure::new)?.into() };
     let renewed = manager.api.renew_operator(request).await?.into_inner();
     let mut bundle = Bundle::new(&renewed, &key);
-    bundle.description.clone_from(&context.bundle.description);
+    bundle.follow(&context.bundle);
     let context = Context { name: context.name.clone(), bundle };
     Contexts::of(global)?.replace(&context)?;
     let ends = renewed.operator.unwrap_or_default().expires_at;
