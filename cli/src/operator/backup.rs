@@ -14,6 +14,7 @@ use keyhole_manager::backup::Unlock;
 use keyhole_proto::v1;
 use keyhole_secmem::SecretBytes;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tonic::Streaming;
 
 use super::Manager;
@@ -147,12 +148,30 @@ impl NewFile {
     fn put_in_place(self) -> Result<(), Failure> {
         let failed = |error: io::Error| failed(&self.place, &error);
         self.file.sync_all().map_err(failed)?;
-        let flags = if self.overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        renameat_with(CWD, &self.work, CWD, &self.place, flags).map_err(|e| failed(e.into()))?;
+        let placed = match self.overwrite {
+            true => fs::rename(&self.work, &self.place),
+            false => rename_new(&self.work, &self.place),
+        };
+        placed.map_err(failed)?;
         let folder = self.place.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(failed)?;
         folder.sync_all().map_err(failed)
     }
+}
+
+/// Gives a file a name that nothing has.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some file systems rename only in place of what is there, NFS among them.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => link_new(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
+/// The same where it takes two steps: both names are there for a moment, and neither step replaces anything.
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
 }
 
 impl Drop for NewFile {
@@ -238,4 +257,27 @@ fn asked(console: &mut Console, question: &str) -> Result<SecretBytes, Failure> 
         ));
     }
     hidden_line(console, question, LONGEST_PASSPHRASE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_name_replaces_nothing_whichever_way_the_file_system_knows() {
+        for way in [rename_new, link_new] {
+            let folder = tempfile::tempdir().unwrap();
+            let (from, to) = (folder.path().join("b.age.1.part"), folder.path().join("b.age"));
+            fs::write(&from, "new").unwrap();
+            fs::write(&to, "there before").unwrap();
+            let refused = way(&from, &to).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists, "{refused}");
+            assert_eq!(fs::read_to_string(&to).unwrap(), "there before");
+            assert_eq!(fs::read_to_string(&from).unwrap(), "new");
+            fs::remove_file(&to).unwrap();
+            way(&from, &to).unwrap();
+            assert_eq!(fs::read_to_string(&to).unwrap(), "new");
+            assert!(!from.exists(), "one name is left");
+        }
+    }
 }
