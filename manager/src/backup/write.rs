@@ -12,7 +12,7 @@ use keyhole_state::{Cluster, Row};
 use prost::Message;
 use zeroize::Zeroizing;
 
-use super::{FORMAT, Hashed, MAGIC};
+use super::{FORMAT, Hashed, MAGIC, MAX_RECORD};
 use crate::codec::decode_row;
 use crate::raft::SnapshotData;
 use crate::seal::{MemberKey, Purpose};
@@ -75,7 +75,7 @@ pub(super) fn passphrase(bytes: &SecretBytes) -> Result<SecretString, &'static s
 /// A backup that is yet to be written.
 pub(crate) struct Backup {
     header: v1::BackupHeader,
-    keys: v1::BackupRecord,
+    keys: v1::BackupKeys,
     rows: SnapshotData,
 }
 
@@ -120,17 +120,16 @@ impl Backup {
     pub(crate) fn write(self, to: SealTo, out: impl Write) -> io::Result<()> {
         let mut out = Hashed::new(to.encryptor()?.wrap_output(out)?);
         out.write_all(MAGIC)?;
-        put(&mut out, &v1::BackupRecord { record: Some(Record::Header(self.header)) })?;
-        put(&mut out, &self.keys)?;
+        put(&mut out, Record::Header(self.header))?;
+        put(&mut out, Record::Keys(self.keys))?;
         put_rows(&mut out, &self.rows)?;
         let sha256 = out.digest().to_vec().into();
-        let trailer = Record::Trailer(v1::BackupTrailer { sha256 });
-        put(&mut out, &v1::BackupRecord { record: Some(trailer) })?;
+        put(&mut out, Record::Trailer(v1::BackupTrailer { sha256 }))?;
         out.inner.finish()?.flush()
     }
 }
 
-fn keys(cluster: &Cluster, own: &MemberKey) -> io::Result<v1::BackupRecord> {
+fn keys(cluster: &Cluster, own: &MemberKey) -> io::Result<v1::BackupKeys> {
     // These buffers are wiped when they are freed, as all of a manager's are.
     let open = |id: &ClusterId, purpose, sealed| {
         let key = own.open(id, purpose, sealed).map_err(io::Error::other)?;
@@ -140,23 +139,40 @@ fn keys(cluster: &Cluster, own: &MemberKey) -> io::Result<v1::BackupRecord> {
     for (epoch, sealed) in &cluster.keyring {
         keyring.insert(*epoch, open(&cluster.id, Purpose::Keyring(*epoch), sealed)?);
     }
-    let keys = v1::BackupKeys { keyring, ca_key: open(&cluster.id, Purpose::Ca, &cluster.ca_key)? };
-    Ok(v1::BackupRecord { record: Some(Record::Keys(keys)) })
+    Ok(v1::BackupKeys { keyring, ca_key: open(&cluster.id, Purpose::Ca, &cluster.ca_key)? })
 }
 
-fn put(out: &mut impl Write, record: &v1::BackupRecord) -> io::Result<()> {
-    let bytes = Zeroizing::new(record.encode_to_vec());
-    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+/// What could not be read again is not written.
+fn put(out: &mut impl Write, record: Record) -> io::Result<()> {
+    let record = v1::BackupRecord { record: Some(record) };
+    let bytes = record.encoded_len();
+    let length = u32::try_from(bytes).ok().filter(|length| *length <= MAX_RECORD);
+    let length = length.ok_or_else(|| {
+        io::Error::other(format!(
+            "with {} a record of it has {bytes} bytes; a restore reads none of more than {MAX_RECORD}",
+            record.record.as_ref().map_or_else(String::new, last_of)
+        ))
+    })?;
     out.write_all(&length.to_le_bytes())?;
-    out.write_all(&bytes)
+    out.write_all(&Zeroizing::new(record.encode_to_vec()))
+}
+
+/// What a record was filled with last.
+fn last_of(record: &Record) -> String {
+    match record {
+        Record::Header(_) => "its header".to_owned(),
+        Record::Keys(_) => "its keys".to_owned(),
+        Record::Trailer(_) => "its digest".to_owned(),
+        Record::Rows(batch) => match batch.rows.last().cloned().map(decode_row) {
+            Some(Ok(row)) => format!("the row {:?}", row.key()),
+            _ => "a row".to_owned(),
+        },
+    }
 }
 
 fn put_rows(out: &mut impl Write, rows: &SnapshotData) -> io::Result<()> {
     let (mut batch, mut bytes, mut written) = (Vec::new(), 0, Ok(()));
-    let mut flush = |rows| {
-        let record = Record::Rows(v1::RowBatch { rows });
-        put(out, &v1::BackupRecord { record: Some(record) })
-    };
+    let mut flush = |rows| put(out, Record::Rows(v1::RowBatch { rows }));
     rows.rows(&mut |row| {
         bytes += row.encoded_len();
         batch.push(row);
@@ -170,5 +186,34 @@ fn put_rows(out: &mut impl Write, rows: &SnapshotData) -> io::Result<()> {
     match batch.is_empty() {
         true => Ok(()),
         false => flush(batch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use keyhole_domain::{SecretId, Version};
+    use keyhole_state::{SealedValue, SecretVersion};
+
+    use super::*;
+
+    #[test]
+    fn a_row_that_could_not_be_read_again_is_named_and_not_written() {
+        let id = SecretId::from_entropy([1; 16]);
+        let row = |bytes| {
+            let value = SealedValue { epoch: 1, salt: [0; 32], ciphertext: vec![0; bytes] };
+            let version = SecretVersion { created_at: Timestamp(0), index: 1, value: Arc::new(value) };
+            Row::Version(id, Version::FIRST, version)
+        };
+        let largest = MAX_RECORD as usize;
+        let mut out = Vec::new();
+        put_rows(&mut out, &SnapshotData::Received(vec![row(largest - 1000)])).unwrap();
+        assert!(out.len() > largest - 1000);
+        out.clear();
+        let refused = put_rows(&mut out, &SnapshotData::Received(vec![row(10), row(largest)]));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(&format!("Version({id}, ")), "{refused}");
+        assert_eq!(out, b"", "nothing of it");
     }
 }
