@@ -58,6 +58,12 @@ struct Lost {
     at: String,
 }
 
+#[derive(Serialize)]
+struct Suppressed {
+    suppressed: u64,
+    at: String,
+}
+
 /// What the first line of a file says.
 #[derive(Serialize, Deserialize)]
 pub(super) struct FileStart {
@@ -163,6 +169,10 @@ pub(super) fn unlocked(actor: &Actor) -> String {
 
 pub(super) fn lost(lines: u64) -> String {
     json(&Lost { lost: lines, at: time(clock::now()) })
+}
+
+pub(super) fn suppressed(refusals: u64) -> String {
+    json(&Suppressed { suppressed: refusals, at: time(clock::now()) })
 }
 
 pub(super) fn file(number: u32, writer: &Writer, before: &Head) -> String {

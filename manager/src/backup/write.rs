@@ -203,7 +203,8 @@ mod tests {
         let id = SecretId::from_entropy([1; 16]);
         let row = |bytes| {
             let value = SealedValue { epoch: 1, salt: [0; 32], ciphertext: vec![0; bytes] };
-            let version = SecretVersion { created_at: Timestamp(0), index: 1, value: Arc::new(value) };
+            let version =
+                SecretVersion { created_at: Timestamp(0), index: 1, value: Arc::new(value) };
             Row::Version(id, Version::FIRST, version)
         };
         let largest = MAX_RECORD as usize;
