@@ -223,9 +223,17 @@ impl Life {
         }
         self.doors.shutdown().await;
         self.tasks.shutdown().await;
-        self.shell.audit.tend();
         let replica = self.replica.shutdown().await;
-        ended.and(replica.map_err(StartError::Store))
+        let audit = self.shell.audit.close();
+        match ended.and(replica.map_err(StartError::Store)) {
+            Ok(()) => Ok(audit?),
+            Err(reason) => {
+                if let Err(error) = audit {
+                    tracing::error!("stopped: {error}");
+                }
+                Err(reason)
+            }
+        }
     }
 }
 

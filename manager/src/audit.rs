@@ -53,6 +53,33 @@ pub struct Writer {
     pub member: u64,
 }
 
+/// What the disk does not have of an audit that ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Unwritten {
+    /// They are in memory only.
+    #[error(
+        "the last lines of the audit ({lines}) could not be written to {file}: {why}; make room there, or mend the disk"
+    )]
+    Lines {
+        /// How many.
+        lines: u64,
+        /// Where they belong.
+        file: String,
+        /// The system's words.
+        why: io::Error,
+    },
+    /// They are in the file, as long as the machine runs.
+    #[error(
+        "the last lines of the audit may not be on the disk, for {file} could not be synced: {why}; look after the disk"
+    )]
+    Sync {
+        /// Where they are.
+        file: String,
+        /// The system's words.
+        why: io::Error,
+    },
+}
+
 /// The audit of one manager.
 #[derive(Debug)]
 pub struct AuditLog {
@@ -74,7 +101,8 @@ struct Inner {
     last: u64,
     waiting: VecDeque<String>,
     lost: u64,
-    failing: bool,
+    /// Why lines wait.
+    failing: Option<io::Error>,
     bucket: Bucket,
 }
 
@@ -93,7 +121,7 @@ impl AuditLog {
                 last,
                 waiting: VecDeque::new(),
                 lost: 0,
-                failing: false,
+                failing: None,
                 bucket: Bucket::new(Instant::now()),
             }),
             refused: AtomicU64::new(0),
@@ -145,6 +173,25 @@ impl AuditLog {
     /// Tries again what could not be written, says how many refusals have no line, and asks the disk to keep what was
     /// written. Called now and then.
     pub fn tend(&self) {
+        // What fails is in the log, and is tried again.
+        let _ = self.keep();
+    }
+
+    /// As [`Self::tend`], for the last time: what cannot be written now never will be.
+    pub(crate) fn close(&self) -> Result<(), Unwritten> {
+        let synced = self.keep();
+        let mut inner = self.lock();
+        let file = inner.file.name();
+        match inner.failing.take() {
+            Some(why) => {
+                let lines = inner.waiting.len() as u64 + inner.lost;
+                Err(Unwritten::Lines { lines, file, why })
+            }
+            None => synced.map_err(|why| Unwritten::Sync { file, why }),
+        }
+    }
+
+    fn keep(&self) -> io::Result<()> {
         let (head, file) = {
             let mut inner = self.lock();
             inner.count_refusals();
@@ -154,14 +201,14 @@ impl AuditLog {
             }
             let (head, file) = inner.file.end();
             if head == inner.synced {
-                return;
+                return Ok(());
             }
             (head, file)
         };
         // Changes do not wait for the disk meanwhile.
         let synced = file.sync_data();
         let mut inner = self.lock();
-        match synced {
+        match &synced {
             Ok(()) if head.seq < inner.synced.seq => {}
             Ok(()) => inner.synced = head,
             Err(error) => {
@@ -169,6 +216,7 @@ impl AuditLog {
                 tracing::error!(%error, file, "cannot sync the audit");
             }
         }
+        synced
     }
 
     /// The last line that the disk keeps, as far as is known.
@@ -251,11 +299,11 @@ impl Inner {
                         syslog.send(&line);
                     }
                 }
-                Err(error) => return self.failed(&error),
+                Err(error) => return self.failed(error),
             }
         }
         let lost = std::mem::take(&mut self.lost);
-        if std::mem::take(&mut self.failing) {
+        if self.failing.take().is_some() {
             tracing::warn!(lost, "the audit is written again");
         }
         if lost > 0 {
@@ -264,11 +312,12 @@ impl Inner {
         }
     }
 
-    fn failed(&mut self, error: &io::Error) {
-        if !std::mem::replace(&mut self.failing, true) {
+    fn failed(&mut self, error: io::Error) {
+        if self.failing.is_none() {
             let file = self.file.name();
             tracing::error!(%error, file, "cannot write the audit; its lines wait in memory");
         }
+        self.failing = Some(error);
     }
 }
 
@@ -468,6 +517,25 @@ mod tests {
         audit.lock().file.refuse(false);
         audit.tend();
         assert_eq!(lines(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn what_a_disk_refuses_to_the_end_is_counted_at_the_close() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = opened(folder.path());
+        audit.applied(&record(1));
+        audit.close().unwrap();
+        audit.lock().file.refuse(true);
+        for index in 2..=WAITING as u64 + 6 {
+            audit.applied(&record(index));
+        }
+        let said = audit.close().unwrap_err().to_string();
+        let file = folder.path().join(file::file_name(1));
+        assert!(said.contains(&format!("audit ({}) could", WAITING + 5)), "{said}");
+        assert!(said.contains(&format!("{}: ", file.display())), "{said}");
+        audit.lock().file.refuse(false);
+        audit.close().unwrap();
+        assert_eq!(lines(folder.path()).len(), WAITING + 2, "and one that counts the rest");
     }
 
     #[test]

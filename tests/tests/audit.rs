@@ -296,6 +296,38 @@ fn a_full_disk_stops_no_revocation_and_loses_no_line() {
     assert!(!said.contains("note: "), "no piece of a line is left: {said}");
 }
 
+/// G10: what never found room is told at the stop, by the log and the exit code.
+#[test]
+fn a_stop_with_a_full_disk_says_how_many_lines_are_lost() {
+    let ground = Arc::new(Ground::new());
+    fs::create_dir(ground.folder().join("m")).unwrap();
+    let disk = ground.small_disk("m/audit", 1);
+    let mut cluster = Cluster::start_on(Arc::clone(&ground));
+    let filler = disk.at().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    drop(file);
+    // What fits into the last page of the file goes there.
+    let mut made = 0;
+    while !cluster.manager().log().contains("its lines wait in memory") {
+        cluster.ok_with(["secret", "create", &format!("s{made}"), "-"], b"v");
+        made += 1;
+    }
+    cluster.ok_with(["secret", "create", "last", "-"], b"v");
+    let status = cluster.stop(Signal::TERM);
+    let log = cluster.manager().log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let newest = cluster.data().join("audit/audit-000001.jsonl");
+    let said = format!(
+        "lost lines of its audit: the last lines of the audit (2) could not be written to {}: No space left",
+        newest.display()
+    );
+    assert!(log.contains(&said), "{log}");
+    fs::remove_file(&filler).unwrap();
+    cluster.resume();
+    assert_eq!(cluster.stop(Signal::TERM).code(), Some(0));
+}
+
 /// A command's lines as they come.
 struct Lines(Child, Receiver<String>);
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::audit::Unwritten;
 use crate::ca::LifetimeError;
 use crate::keys::KeyError;
 use crate::listen::{PortError, SocketError};
@@ -98,6 +99,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It ran, and stopped without the last of its audit.
+    #[error("this manager stopped and lost lines of its audit: {0}")]
+    Audit(#[from] Unwritten),
     /// The clock.
     #[error(
         "this machine's clock says {now}, but the cluster's CA is valid from {from} to {until}; set the clock and start \

@@ -107,6 +107,9 @@ pub(super) async fn open(
         Err(error) => {
             // The reason to stop is the one above.
             let _ = replica.shutdown().await;
+            if let Err(lost) = audit.close() {
+                tracing::error!("stopped: {lost}");
+            }
             Err(error)
         }
     }
