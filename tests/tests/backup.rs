@@ -1,7 +1,7 @@
 //! Backup, restore, and the last resort: what is in the file, who can open it, and what goes on after it (docs/BACKUP.md).
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -348,6 +348,41 @@ fn a_damaged_backup_is_refused_and_leaves_nothing() {
     fs::write(&damaged, &whole).unwrap();
     cluster.ok(args);
     assert!(data.join("store.redb").exists() && !data.join("restoring").exists());
+}
+
+/// The folder of the audit may be a disk of its own, and that one read-only or full: no store is made of which the audit
+/// has no line.
+#[test]
+fn a_restore_that_the_audit_cannot_tell_of_makes_nothing() {
+    let cluster = Cluster::start();
+    let (key, recipient, _) = identity(&cluster, "identity");
+    let folder = cluster.ground().folder();
+    let (file, data) = (folder.join("b.age"), folder.join("restored"));
+    cluster.ok(["cluster", "backup", "--recipient", &recipient, text(&file)]);
+    fs::create_dir(&data).unwrap();
+    let disk = cluster.ground().small_disk("restored/audit", 1);
+    let args = ["--identity-file", text(&key), "--data-dir", text(&data)];
+    let restore = ["cluster", "restore", "--from", text(&file)];
+    let refuse = |why: &str| {
+        let refused = cluster.refused(restore.iter().chain(&args));
+        assert!(refused.contains(text(disk.at())) && refused.contains(why), "{refused}");
+        let left = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["audit"], "{why}");
+        assert_eq!(fs::read_dir(disk.at()).unwrap().count(), 0, "{why}");
+    };
+    // Full, by a file that nobody sees any more.
+    let filler = disk.at().join("filler");
+    let mut full = fs::File::create(&filler).unwrap();
+    fs::remove_file(&filler).unwrap();
+    while full.write_all(&[0; 4096]).is_ok() {}
+    refuse("nothing was restored: the last lines of the audit (1) could not be written");
+    drop(full);
+    disk.make_read_only();
+    refuse("cannot keep the audit in");
+    disk.resize(1);
+    cluster.ok(restore.iter().chain(&args));
+    let lines = fs::read_to_string(data.join("audit/audit-000001.jsonl")).unwrap();
+    assert!(lines.contains("\"action\":\"cluster.restore\""), "{lines}");
 }
 
 /// Two of three are lost for good. The third goes on alone with everything that was acknowledged, and tasks with it.

@@ -1,6 +1,7 @@
 //! `keyhole cluster restore`: from a backup to the store of a new cluster of one manager, offline.
 //!
-//! Invariant: the data folder gets a store when all of the backup was read and fits, in one rename, or is left as it was.
+//! Invariant: the data folder gets a store when all of the backup was read and fits, and the audit has a line of it, in one
+//! rename, or is left as it was.
 //! Values are open in locked memory only, each for the moment between the old key and the new one.
 
 use std::fs::{self, DirBuilder, File};
@@ -12,13 +13,13 @@ use std::sync::Arc;
 use keyhole_domain::{ClusterId, NodeId, Timestamp};
 use keyhole_secmem::{Key32, SecretBytes};
 use keyhole_state::{
-    Actor, Cluster, Command, Envelope, Member, Restoration, Row, State, TokenRole, audit,
+    Actor, AuditRecord, Command, Envelope, Member, Restoration, Row, State, TokenRole, audit,
 };
 use keyhole_wire::seal::EdgeKeyPair;
 
 use super::StartError;
 use super::init::{MEMBER_KEY, copied, folder_error, own_hostname, random, refuse_strangers};
-use crate::audit::{AuditLog, FILE_BYTES, Head, Writer};
+use crate::audit::{AuditLog, FILE_BYTES, Head, Unwritten, Writer, files};
 use crate::backup::{BackupError, BackupReader, Unlock};
 use crate::keys::Kek;
 use crate::raft::fill;
@@ -83,6 +84,9 @@ pub enum RestoreError {
     /// The folder, the keys or the store.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Nobody would be told of it.
+    #[error("nothing was restored: {0}")]
+    Audit(#[from] Unwritten),
 }
 
 /// The operator at this machine, for the audit.
@@ -134,16 +138,26 @@ async fn restore_in(options: &Restore, kek_file: &Path) -> Result<Restored, Rest
     let Some(cluster) = state.cluster() else {
         return Err(bad(BackupError::Damaged("it has no cluster".to_owned())));
     };
-    write(folder, kek_file, (&state, at), cluster, (&member, &pair)).await?;
+    let identity = StoreIdentity {
+        cluster: cluster.id.to_string(),
+        manager: member.node.to_string(),
+        member: member.id,
+    };
+    make(folder, kek_file, &identity, (&state, at), (&member, &pair)).await?;
+    let record = audit(at.index, &envelope, names, &result);
     let lines = folder.join("audit");
-    let opened = AuditLog::open(&lines, FILE_BYTES, None);
-    let lines = opened.map_err(|e| folder_error("keep the audit in", &lines, e))?;
-    let (cluster_id, manager) = (cluster.id.to_string(), member.node.to_string());
-    lines.begin(Writer { cluster: cluster_id, manager, member: member.id }, Head::default());
-    if let Some(record) = audit(at.index, &envelope, names, &result) {
-        lines.applied(&record);
+    let had_lines = lines.exists();
+    let placed = begin_audit(&lines, identity, record.as_ref()).and_then(|()| Ok(place(folder)?));
+    if placed.is_err() && !Store::exists(folder) {
+        // There was nothing in it.
+        for (_, file) in files(&lines).unwrap_or_default() {
+            let _ = fs::remove_file(file);
+        }
+        if !had_lines {
+            let _ = fs::remove_dir(&lines);
+        }
     }
-    lines.tend();
+    placed?;
     Ok(Restored {
         cluster: cluster.id,
         incarnation: cluster.incarnation,
@@ -256,29 +270,47 @@ fn restoration(
     Ok((member, restoration))
 }
 
-/// Makes the store beside its place, and puts it there when it is whole.
-async fn write(
+/// Makes the store beside its place.
+async fn make(
     folder: &Path,
     kek_file: &Path,
+    identity: &StoreIdentity,
     (state, at): (&State, Position),
-    cluster: &Cluster,
     (member, pair): (&Member, &EdgeKeyPair),
 ) -> Result<(), StartError> {
     let kek = Kek::open_or_create(kek_file)?;
     let work = folder.join(RESTORING);
-    let moving = |e| folder_error("write", folder, e);
-    DirBuilder::new().mode(0o700).create(&work).map_err(moving)?;
-    let identity = StoreIdentity {
-        cluster: cluster.id.to_string(),
-        manager: member.node.to_string(),
-        member: member.id,
-    };
-    Store::create(&work, &identity, &kek)?;
+    let made = DirBuilder::new().mode(0o700).create(&work);
+    made.map_err(|e| folder_error("write", folder, e))?;
+    Store::create(&work, identity, &kek)?;
     let store = Store::open(&work, &kek, Box::new(|_| ()), &|_, _| Ok(()))?;
     let key = copied(pair.secret()).map_err(|e| failed(&e))?;
     store.local_put(MEMBER_KEY, Some(key), Box::new(|_| ()));
     fill(&store, state, at, member).await.map_err(|e| StartError::system("write the store", e))?;
     store.stop();
+    Ok(())
+}
+
+/// Begins the audit with the line of the restore; it is on the disk then.
+fn begin_audit(
+    folder: &Path,
+    identity: StoreIdentity,
+    record: Option<&AuditRecord>,
+) -> Result<(), RestoreError> {
+    let opened = AuditLog::open(folder, FILE_BYTES, None);
+    let lines = opened.map_err(|e| folder_error("keep the audit in", folder, e))?;
+    let StoreIdentity { cluster, manager, member } = identity;
+    lines.begin(Writer { cluster, manager, member }, Head::default());
+    if let Some(record) = record {
+        lines.applied(record);
+    }
+    Ok(lines.close()?)
+}
+
+/// Puts the store, which is whole, in its place.
+fn place(folder: &Path) -> Result<(), StartError> {
+    let work = folder.join(RESTORING);
+    let moving = |e| folder_error("write", folder, e);
     // As a new store: with both files there it is one.
     for name in ["store.mark", "store.redb"] {
         fs::rename(work.join(name), folder.join(name)).map_err(moving)?;
