@@ -146,6 +146,16 @@ impl AuditLog {
         inner.write(line::change(record));
     }
 
+    /// Writes that the changes from one log index to another are not in this audit, for a snapshot came in their place.
+    pub(crate) fn skipped(&self, from: u64, to: u64) {
+        let mut inner = self.lock();
+        // Those that have a line were applied before a crash took their rows.
+        let from = from.max(inner.last + 1);
+        if from <= to {
+            inner.write(line::snapshot(from, to));
+        }
+    }
+
     /// Counts a refusal, and writes its line unless there are too many.
     pub(crate) fn refused(&self, caller: &Caller, action: &'static str, why: &str) {
         self.refused_actor(&caller.actor(), action, why);
@@ -440,6 +450,30 @@ mod tests {
         assert_eq!(mode(&path), 0o700);
         let file = fs::read_dir(&path).unwrap().next().unwrap().unwrap().path();
         assert_eq!(mode(&file), 0o600);
+    }
+
+    #[test]
+    fn what_a_snapshot_skipped_has_a_line_and_is_noted_by_who_verifies() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = opened(folder.path());
+        audit.applied(&record(5));
+        // The rows of 4 and 5 were lost in a crash, and came again.
+        audit.skipped(4, 9);
+        audit.skipped(4, 5);
+        audit.applied(&record(12));
+        let lines = lines(folder.path());
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert_eq!(
+            (&lines[1]["snapshot"]["from"], &lines[1]["snapshot"]["to"]),
+            (&6.into(), &9.into())
+        );
+        let (problems, notes) = verified(folder.path(), &[noted(&audit)]);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(
+            notes[0].contains("jsonl:3: the changes of index 6 to 9 came in a snap"),
+            "{notes:?}"
+        );
     }
 
     #[test]

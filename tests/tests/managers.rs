@@ -413,6 +413,14 @@ fn a_manager_that_was_away_catches_up() {
     }
     let log = managers[away].manager().log();
     assert!(log.contains("installing a snapshot"), "{log}");
+    // What it did not see one by one its audit says, and the others' have it.
+    let verified =
+        managers[by].ok(["audit", "verify", "--data-dir", managers[away].data().to_str().unwrap()]);
+    let skipped = "came in a snapshot: other managers' audits have them";
+    assert!(verified.contains(skipped), "{verified}");
+    let other =
+        managers[by].ok(["audit", "verify", "--data-dir", managers[by].data().to_str().unwrap()]);
+    assert!(!other.contains(skipped), "{other}");
     // What came by the snapshot opens here: this manager can serve it.
     managers[away].ok(["service", "create", "web", "--secret", "s1-0"]);
     let node = managers[away].node();

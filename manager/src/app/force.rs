@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::StartError;
+use super::init::observer;
 use super::restore::this_process;
 use crate::audit::AuditLog;
 use crate::clock;
@@ -32,7 +33,7 @@ pub(super) async fn alone(
         let folder = folder.display().to_string();
         return Err(StoreError::NotInitialised { folder }.into());
     }
-    let offline = Offline::open(folder, kek, Arc::new(move |record| audit.applied(record)))?;
+    let offline = Offline::open(folder, kek, observer(audit))?;
     let id = offline.member();
     let refused = |why: String| StartError::NotForced { folder: folder.display().to_string(), why };
     let (member, others) = offline.read(|state| {

@@ -27,7 +27,7 @@ use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
 use crate::key_place::KeyPlace;
 use crate::keys::Kek;
 use crate::operator::Unlocked;
-use crate::raft::{Peer, Peers, ProposeError, RaftHandle, StartOptions};
+use crate::raft::{Observed, Observer, Peer, Peers, ProposeError, RaftHandle, StartOptions};
 use crate::seal::{Keyring, MemberKey, Purpose, seal_key_for_members};
 use crate::shell::OwnIdentity;
 use crate::store::{Store, StoreError, StoreIdentity};
@@ -74,14 +74,13 @@ pub(super) async fn open(
         force::alone(&config.data_dir, &kek, audit.clone()).await?;
     }
     let (stopping, failed) = watch::channel(None);
-    let observer = audit.clone();
     let peers = Peers::default();
     let replica = RaftHandle::start(
         &config.data_dir,
         &kek,
         peers.clone(),
         StartOptions::default(),
-        Arc::new(move |record| observer.applied(record)),
+        observer(audit.clone()),
         // The first reason is the one that matters.
         Arc::new(move |why| {
             stopping.send_if_modified(|first| first.replace(why.clone()).is_none());
@@ -113,6 +112,14 @@ pub(super) async fn open(
             Err(error)
         }
     }
+}
+
+/// What becomes of the log has its lines in the audit.
+pub(super) fn observer(audit: Arc<AuditLog>) -> Observer {
+    Arc::new(move |observed| match observed {
+        Observed::Applied(record) => audit.applied(record),
+        Observed::Skipped { from, to } => audit.skipped(from, to),
+    })
 }
 
 /// The folder and the key file; makes the store if there is none and that was asked for.

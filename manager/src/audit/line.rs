@@ -104,6 +104,14 @@ pub(super) struct Rewritten {
     at: String,
 }
 
+/// A snapshot was taken in place of the changes at these log indexes.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Snapshot {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    at: String,
+}
+
 /// What a line says of the audit itself; of other lines nothing.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,6 +120,7 @@ pub(super) enum OfItself {
     Unchained(Unchained),
     Missing(Missing),
     Rewritten(Rewritten),
+    Snapshot(Snapshot),
 }
 
 #[derive(Serialize)]
@@ -194,6 +203,10 @@ pub(super) fn missing(from: u64, to: u64) -> String {
     json(&OfItself::Missing(Missing { from, to, at: time(clock::now()) }))
 }
 
+pub(super) fn snapshot(from: u64, to: u64) -> String {
+    json(&OfItself::Snapshot(Snapshot { from, to, at: time(clock::now()) }))
+}
+
 pub(super) fn rewritten(line: u64) -> String {
     json(&OfItself::Rewritten(Rewritten { line, at: time(clock::now()) }))
 }
@@ -213,8 +226,9 @@ impl OfItself {
             #[serde(flatten)]
             of: OfItself,
         }
-        let known = ["{\"file\":", "{\"unchained\":", "{\"missing\":", "{\"rewritten\":"];
-        if !known.iter().any(|start| body.starts_with(start.as_bytes())) {
+        let known = ["file", "unchained", "missing", "rewritten", "snapshot"];
+        let first = body.strip_prefix(b"{\"").unwrap_or_default();
+        if !known.iter().any(|word| first.starts_with(format!("{word}\":").as_bytes())) {
             return None;
         }
         serde_json::from_slice::<Line>(&[body, b"}"].concat()).ok().map(|line| line.of)

@@ -204,6 +204,15 @@ impl Verifier {
                     rewritten.line
                 ));
             }
+            Some(OfItself::Snapshot(skipped)) => {
+                self.stray_is_a_problem();
+                let (file, line) = self.place.clone();
+                let what = format!(
+                    "the changes of index {} to {} came in a snapshot: other managers' audits have them",
+                    skipped.from, skipped.to
+                );
+                self.report.notes.push(Finding { file, line, what });
+            }
             // The file's own line comes before the one that explains what is before both.
             Some(OfItself::File(_)) => {}
             _ => self.stray_is_a_problem(),

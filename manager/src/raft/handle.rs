@@ -34,9 +34,23 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, timeout};
 
-/// Told the audit record of every applied command, in order, on every manager; after a crash it may be told the last
-/// ones again, with their indexes.
-pub type Observer = Arc<dyn Fn(&AuditRecord) + Send + Sync>;
+/// What becomes of the log on this manager, for its audit.
+#[derive(Debug, Clone, Copy)]
+pub enum Observed<'a> {
+    /// The record of an applied command.
+    Applied(&'a AuditRecord),
+    /// A snapshot is taken for what came of the entries from one index to another, which are not applied here.
+    Skipped {
+        /// The first index.
+        from: u64,
+        /// The last one.
+        to: u64,
+    },
+}
+
+/// Told of every entry, in order, on every manager; after a crash it may be told of the last ones again, with their
+/// indexes.
+pub type Observer = Arc<dyn Fn(Observed<'_>) + Send + Sync>;
 
 /// Told why this manager has to stop. May be called from any thread, and more than once.
 pub type OnStop = Arc<dyn Fn(String) + Send + Sync>;

@@ -2,7 +2,7 @@
 //!
 //! Depends on the pure state, the codec and the store. Invariant: entries are applied in the log's order and exactly
 //! once to the state; who waits for a position learns of it only after the state is there.
-use super::handle::Observer;
+use super::handle::{Observed, Observer};
 use super::log::{LogStore, READ_BYTES, on_disk};
 use super::outcomes::{Fate, Outcomes, Sent};
 use super::snapshot::{SnapshotBuilder, SnapshotData, StoredRows};
@@ -146,13 +146,14 @@ impl StateMachine {
     pub fn open(
         folder: &std::path::Path,
         kek: &crate::keys::Kek,
+        observer: Observer,
     ) -> Result<(Arc<Store>, Self), super::StartError> {
         let loader = Loader::default();
         let store =
             Store::open(folder, kek, Box::new(|_| ()), &|key, value| loader.take(key, value))?;
         let store = Arc::new(store);
         let (state, meta) = loader.finish(&store)?;
-        let live = Live::new(state, Arc::new(|_| ()));
+        let live = Live::new(state, observer);
         Ok((store.clone(), Self::new(store, live, meta)))
     }
 
@@ -214,7 +215,7 @@ impl StateMachine {
         if result.is_err()
             && let Some(record) = audit(index, envelope, names, &result)
         {
-            (self.live.inner.observer)(&record);
+            (self.live.inner.observer)(Observed::Applied(&record));
         }
         Ok(result.map(drop))
     }
@@ -244,7 +245,7 @@ impl StateMachine {
             (names, state.apply(id.index, envelope))
         });
         if let Some(record) = audit(id.index, envelope, names, &result) {
-            (self.live.inner.observer)(&record);
+            (self.live.inner.observer)(Observed::Applied(&record));
         }
         result
     }
@@ -302,12 +303,17 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: SnapshotData,
     ) -> io::Result<()> {
         let rows = Arc::new(snapshot.into_rows()?);
+        let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
+        let from = self.meta.last_log_id.as_ref().map_or(0, |id| id.index) + 1;
+        // As with each change, before the store has it: a crash in between makes a line too many, and none too few.
+        if from <= index {
+            (self.live.inner.observer)(Observed::Skipped { from, to: index });
+        }
         let stored = Box::new(StoredRows::new(rows.clone()));
         let applied = meta_bytes(meta);
         on_disk(|done| self.store.install_rows(stored, applied, done)).await?;
         // The store has given its part back by now.
         let rows = Arc::try_unwrap(rows).unwrap_or_else(|shared| (*shared).clone());
-        let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
         let nodes = self.live.change(|state| {
             let mut nodes: BTreeSet<_> = state.nodes().keys().copied().collect();
             *state = State::from_rows(index, rows);

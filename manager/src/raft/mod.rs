@@ -21,8 +21,8 @@ mod types;
 mod wire;
 
 pub use handle::{
-    Committed, OUT_OF_REACH, Observer, OnStop, Progress, ProposeError, RaftHandle, StartError,
-    StartOptions, Status,
+    Committed, OUT_OF_REACH, Observed, Observer, OnStop, Progress, ProposeError, RaftHandle,
+    StartError, StartOptions, Status,
 };
 pub use log::LogStore;
 pub use machine::{Change, StateMachine};

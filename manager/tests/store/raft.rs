@@ -2,14 +2,14 @@
 use crate::disk::{identity, kek};
 use keyhole_domain::{Labels, NodeId, SecretId, Timestamp, Version};
 use keyhole_manager::raft::{
-    LogStore, Observer, Peer, Peers, ProposeError, RaftHandle, SnapshotData, SnapshotInput,
-    StartOptions, StateMachine, TypeConfig,
+    LogStore, Observed, Observer, Peer, Peers, ProposeError, RaftHandle, SnapshotData,
+    SnapshotInput, StartOptions, StateMachine, TypeConfig,
 };
 use keyhole_manager::store::Store;
 use keyhole_proto::v1;
 use keyhole_state::{
-    Actor, AuditRecord, Command, Envelope, InitCluster, KeySeal, Member, Rejected, SealedKey,
-    SealedValue, State, TokenRecord,
+    Actor, Command, Envelope, InitCluster, KeySeal, Member, Rejected, SealedKey, SealedValue,
+    State, TokenRecord,
 };
 use openraft::alias::SnapshotMetaOf;
 use openraft::errors::RPCError;
@@ -31,7 +31,7 @@ struct OnDisk;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for OnDisk {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let folder = new_folder();
-        let (store, machine) = StateMachine::open(folder.path(), &kek()).unwrap();
+        let (store, machine) = StateMachine::open(folder.path(), &kek(), nobody()).unwrap();
         Ok((folder, LogStore::new(store), machine))
     }
 }
@@ -39,6 +39,11 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for OnDisk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openrafts_storage_suite_passes() {
     Suite::test_all(OnDisk).await.unwrap();
+}
+
+/// Listens to nothing.
+fn nobody() -> Observer {
+    Arc::new(|_| ())
 }
 
 fn new_folder() -> TempDir {
@@ -107,7 +112,7 @@ async fn start_with(folder: &Path, options: StartOptions, observer: Observer) ->
 }
 
 async fn start(folder: &Path) -> RaftHandle {
-    start_with(folder, StartOptions::default(), Arc::new(|_| ())).await
+    start_with(folder, StartOptions::default(), nobody()).await
 }
 
 fn state(raft: &RaftHandle) -> State {
@@ -167,7 +172,7 @@ async fn a_killed_manager_replays_the_tail_over_its_rows() {
         fs::copy(folder.path().join(name), copy.path().join(name)).unwrap();
     }
     raft.shutdown().await.unwrap();
-    let (store, mut machine) = StateMachine::open(copy.path(), &kek()).unwrap();
+    let (store, mut machine) = StateMachine::open(copy.path(), &kek(), nobody()).unwrap();
     let (applied, _) = machine.applied_state().await.unwrap();
     let last = store.log_bounds().last.unwrap().index;
     assert!(applied.map_or(0, |id| id.index) < last, "the copy has a tail to replay");
@@ -182,8 +187,10 @@ async fn concurrent_proposals_are_all_applied_once() {
     let folder = new_folder();
     let records = Arc::new(Mutex::new(Vec::new()));
     let seen = records.clone();
-    let observer: Observer =
-        Arc::new(move |record: &AuditRecord| seen.lock().unwrap().push(record.index));
+    let observer: Observer = Arc::new(move |observed| match observed {
+        Observed::Applied(record) => seen.lock().unwrap().push(record.index),
+        skipped @ Observed::Skipped { .. } => panic!("{skipped:?}"),
+    });
     let raft = start_with(folder.path(), StartOptions::default(), observer).await;
     let mut changes = raft.subscribe();
     raft.propose(init()).await.unwrap().result.unwrap();
@@ -219,7 +226,7 @@ async fn concurrent_proposals_are_all_applied_once() {
 async fn a_long_log_becomes_a_snapshot_and_is_purged() {
     let folder = new_folder();
     let options = StartOptions { snapshot_at_bytes: 200_000, keep_log_bytes: 50_000 };
-    let raft = start_with(folder.path(), options, Arc::new(|_| ())).await;
+    let raft = start_with(folder.path(), options, nobody()).await;
     fill(&raft, 120, 10_000).await;
     let mut applied = raft.applied();
     let mut number = 121;
@@ -230,11 +237,11 @@ async fn a_long_log_becomes_a_snapshot_and_is_purged() {
     }
     let before = state(&raft);
     raft.shutdown().await.unwrap();
-    let (store, machine) = StateMachine::open(folder.path(), &kek()).unwrap();
+    let (store, machine) = StateMachine::open(folder.path(), &kek(), nobody()).unwrap();
     let bounds = store.log_bounds();
     assert!(bounds.purged.is_some() && bounds.bytes < 600_000, "{bounds:?}");
     drop((machine, store));
-    let raft = start_with(folder.path(), options, Arc::new(|_| ())).await;
+    let raft = start_with(folder.path(), options, nobody()).await;
     assert_same(&raft.read_latest(State::clone).await.unwrap(), &before);
     raft.propose(secret(9999, 10)).await.unwrap().result.unwrap();
     raft.shutdown().await.unwrap();
@@ -246,7 +253,7 @@ async fn snapshot_chunks(folder: &Path) -> (State, Vec<v1::SnapshotChunk>) {
     fill(&raft, 40, 100_000).await;
     let before = state(&raft);
     raft.shutdown().await.unwrap();
-    let (_store, mut machine) = StateMachine::open(folder, &kek()).unwrap();
+    let (_store, mut machine) = StateMachine::open(folder, &kek(), nobody()).unwrap();
     let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
     let mut chunks = Vec::new();
     let mut keep = |chunk| {
@@ -279,9 +286,20 @@ async fn a_snapshot_travels_in_chunks_and_replaces_everything() {
 
     let other = new_folder();
     {
-        let (_store, mut machine) = StateMachine::open(other.path(), &kek()).unwrap();
+        let skipped = Arc::new(Mutex::new(Vec::new()));
+        let told = skipped.clone();
+        let observer: Observer = Arc::new(move |observed| match observed {
+            Observed::Skipped { from, to } => told.lock().unwrap().push((from, to)),
+            applied @ Observed::Applied(_) => panic!("{applied:?}"),
+        });
+        let (_store, mut machine) = StateMachine::open(other.path(), &kek(), observer).unwrap();
         let (meta, data) = assemble(&chunks).unwrap();
         machine.install_snapshot(&meta, data).await.unwrap();
+        let last = meta.last_log_id.unwrap().index;
+        assert_eq!(*skipped.lock().unwrap(), [(1, last)], "what this manager has not seen");
+        // The same once more skips nothing.
+        machine.install_snapshot(&meta, assemble(&chunks).unwrap().1).await.unwrap();
+        assert_eq!(skipped.lock().unwrap().len(), 1);
         assert_eq!(machine.applied_state().await.unwrap().0, meta.last_log_id);
         let current = machine.get_current_snapshot().await.unwrap().unwrap();
         assert_eq!(current.meta, meta);
