@@ -169,6 +169,9 @@ fn command_out(command: &Command) -> out::Command {
         Command::NoteUnlockKey { number } => {
             Out::NoteUnlockKey(out::NoteUnlockKey { number: *number })
         }
+        Command::ShowToken { role } => {
+            Out::ShowToken(out::ShowToken { role: role_out(*role).into() })
+        }
         Command::RotateToken { role, token } => Out::RotateToken(out::RotateToken {
             role: role_out(*role).into(),
             token: Some(token_out(token)),
@@ -408,6 +411,7 @@ fn command_in(command: out::Command) -> Result<Command> {
         In::Shred(out::Shred {}) => Command::Shred,
         In::ShowUnlockKey(out::ShowUnlockKey {}) => Command::ShowUnlockKey,
         In::NoteUnlockKey(out::NoteUnlockKey { number }) => Command::NoteUnlockKey { number },
+        In::ShowToken(show) => Command::ShowToken { role: role_in(show.role)? },
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,
             token: token_in(required("token", rotate.token)?)?,

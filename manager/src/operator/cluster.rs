@@ -135,6 +135,9 @@ pub(super) async fn join_token(
             return Err(invalid("a join token is for a worker or for a manager"));
         }
     };
+    if !request.rotate {
+        shell.propose(by, Command::ShowToken { role }).await?;
+    }
     for attempt in 1.. {
         if !request.rotate {
             break;

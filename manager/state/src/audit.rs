@@ -77,6 +77,7 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::Shred => "cluster.shred",
         Command::ShowUnlockKey => "cluster.unlock-key.show",
         Command::NoteUnlockKey { .. } => "cluster.unlock-key.seen",
+        Command::ShowToken { .. } => "cluster.join-token.show",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
         Command::NoteBackup { .. } => "cluster.backup",
@@ -143,7 +144,9 @@ impl State {
             }
             Command::NoteUnlockKey { number } => vec![format!("store keys {number}")],
             Command::Shred | Command::ShowUnlockKey => Vec::new(),
-            Command::RotateToken { role, .. } => vec![format!("{role:?}").to_lowercase()],
+            Command::ShowToken { role } | Command::RotateToken { role, .. } => {
+                vec![format!("{role:?}").to_lowercase()]
+            }
             Command::ChangeCluster(_)
             | Command::ForgetFormerCas
             | Command::NoteAuditHead { .. }

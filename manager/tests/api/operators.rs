@@ -28,7 +28,7 @@ fn request_name(method: &str) -> String {
 /// The table as docs/OPERATORS.md has to have it.
 fn table() -> String {
     let mut text = String::from(
-        "| request | in the audit | admin | writer | auditor | admin with a scope | writer with a scope | \
+        "| request | if refused | admin | writer | auditor | admin with a scope | writer with a scope | \
          auditor with a scope |\n|---|---|---|---|---|---|---|---|\n",
     );
     for (request, action, act) in act::ACTIONS {

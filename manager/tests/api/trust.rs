@@ -227,6 +227,17 @@ async fn only_the_current_token_joins() {
     let nodes = manager.operator().await.list_nodes(v1::ListRequest {}).await.unwrap();
     let names: Vec<_> = nodes.into_inner().nodes.into_iter().map(|node| node.hostname).collect();
     assert_eq!(names.len(), 2);
+    let shown = |role: &str, verb: &str| {
+        let action = format!("cluster.join-token.{verb}");
+        let lines = manager.audit_lines();
+        lines.iter().filter(|l| l["action"] == *action && l["objects"][0] == role).count()
+    };
+    assert_eq!(
+        (shown("worker", "show"), shown("manager", "show")),
+        (2, 1),
+        "each time that it was"
+    );
+    assert_eq!((shown("worker", "rotate"), shown("manager", "rotate")), (1, 0));
     let audit = format!("{:?}", manager.audit_lines());
     let secret = old.rsplit('-').next().unwrap();
     assert!(!audit.contains(secret), "no token in the audit");

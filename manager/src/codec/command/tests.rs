@@ -221,6 +221,7 @@ fn history() -> Vec<Command> {
         Command::ShowUnlockKey,
         Command::NoteUnlockKey { number: 1 },
         Command::Shred,
+        Command::ShowToken { role: TokenRole::Worker },
     ]
 }
 
