@@ -142,6 +142,28 @@ fn a_backups_passphrase_is_asked_for_at_a_terminal() {
     assert!(refused.stderr.contains("give --passphrase-file FILE"), "{}", refused.stderr);
 }
 
+/// Who thinks better of it at the question sees what he types afterwards.
+#[test]
+fn ctrl_c_at_a_question_ends_the_command_and_leaves_the_terminal_as_it_was() {
+    let cluster = Cluster::start();
+    let file = cluster.ground().folder().join("b.age");
+    let host = format!("unix://{}", cluster.socket().display());
+    let backup = format!("{} cluster backup {}", keyhole_binary().display(), file.display());
+    let environment = [("KEYHOLE_HOST", host.as_str())];
+    for (key, code) in [("\x03", 130), ("half of it\x03", 130), ("\x1c", 131)] {
+        // The shell waits for the command, and goes on with what the terminal is like then.
+        let shell = format!("trap : INT QUIT; stty -a; {backup}; echo \"ended with $?\"; stty -a");
+        let shown = answered(&shell, &environment, "Passphrase for the backup: ", key);
+        assert!(shown.contains(&format!("ended with {code}\r\n")), "{shown}");
+        let (before, after) = shown.split_once("Passphrase for the backup: ").unwrap();
+        let (_, after) = after.split_once("ended with").unwrap();
+        let modes = |stty: &str| stty[stty.find("speed ").unwrap()..].to_owned();
+        assert_eq!(modes(after), modes(before), "{shown}");
+        assert!(!shown.contains("half"), "{shown}");
+        assert!(!file.exists());
+    }
+}
+
 /// G24: nobody who looks on sees the key; whoever answers at once is not seen either.
 #[test]
 fn an_unlock_key_is_asked_for_at_a_terminal_and_not_shown() {
