@@ -17,7 +17,7 @@ pub use brought::BroughtError;
 pub(crate) use own::{keep_renewed, own_identity};
 pub(crate) use roots::keep_roots;
 pub use service::CaApi;
-pub(crate) use succession::{former_ca, keep_ca, new_ca, new_ca_of};
+pub(crate) use succession::{former_ca, keep_ca, new_ca, new_ca_of, succeeded};
 pub(crate) use token::{current_token, new_token};
 
 use keyhole_domain::{ClusterId, NodeId};
@@ -120,6 +120,12 @@ pub(crate) fn cross_sign(
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let signed = params.signed_by(&key_pair(new_key)?, &issuer(former, former_key)?)?;
     Ok(signed.der().to_vec())
+}
+
+/// The number of the root CA with this key's id; of all others that of the one before the current.
+pub(crate) fn number_of(cluster: &Cluster, authority: &[u8]) -> u32 {
+    let current = key_id(&cluster.ca_certificate) == authority;
+    if current { cluster.ca_number } else { cluster.ca_number.saturating_sub(1) }
 }
 
 /// When a certificate begins and ends to hold, in Unix seconds; zeros if it can't be read.

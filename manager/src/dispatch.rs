@@ -14,12 +14,12 @@ use keyhole_proto::v1;
 use keyhole_state::{Command, Outcome, Rejected};
 use keyhole_wire::format;
 use keyhole_wire::seal::{EdgePublicKey, StreamSealer};
-use keyhole_wire::tls::key_id;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::authz::{Authorized, act};
+use crate::ca;
 use crate::seal::stream_info;
 use crate::sessions::Peer;
 use crate::shell::{Shell, revision_in, revision_out};
@@ -103,10 +103,8 @@ async fn open(
     let live: Result<Vec<TaskId>, _> = request.live.iter().map(|id| id.parse()).collect();
     let last = revision_in(request.last);
     catch_up(shell, &by, last).await?;
-    let ca_number = shell.view_cluster(&by, |_, cluster| {
-        let current = key_id(&cluster.ca_certificate) == by.subject().authority();
-        Ok(if current { cluster.ca_number } else { cluster.ca_number.saturating_sub(1) })
-    })?;
+    let ca_number = shell
+        .view_cluster(&by, |_, cluster| Ok(ca::number_of(cluster, by.subject().authority())))?;
     let command = Command::SyncTasks { node, live: live.map_err(invalid)?, ca_number };
     shell.propose(&by, command).await?;
     let (own, exporter) = (&shell.own, by.subject().exporter());

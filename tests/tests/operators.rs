@@ -311,6 +311,29 @@ fn a_context_goes_to_another_manager_when_one_is_cut_off_or_demoted() {
     }
 }
 
+/// Who replaces the root CA from elsewhere has a certificate of the new one then, and is not what it waits for.
+#[test]
+fn a_root_ca_is_replaced_from_a_context() {
+    let machine = Cluster::start();
+    machine.ok(["cluster", "update", "--cert-expiry", "60s"]);
+    let ann = Person::new(&machine, "ann", &["--role", "admin"], None);
+    let other = Person::new(&machine, "bob", &["--role", "auditor"], None);
+    assert_eq!(ann.ok(&["cluster", "ca", "--rotate"]), "root CA 1\n");
+    let left = || machine.ok(["cluster", "status", "-f", "{{.CANumber}} {{.FormerCertificates}}"]);
+    wait::until("the other operator to be the only one", || match left() {
+        now if now == "1 1\n" => Ok(()),
+        now => Err(now),
+    });
+    other.ok(&["operator", "renew"]);
+    wait::until("nobody to need the former CA", || match left() {
+        now if now == "1 0\n" => Ok(()),
+        now => Err(now),
+    });
+    // Bob is in the way of the next one.
+    machine.ok(["operator", "rm", "bob"]);
+    assert_eq!(ann.ok(&["cluster", "ca", "--rotate", "--wait"]), "root CA 2\n");
+}
+
 #[test]
 fn a_certificate_is_renewed_in_its_context_and_ends_if_it_is_not() {
     let machine = Cluster::start();

@@ -77,6 +77,11 @@ impl Bundle {
         }
     }
 
+    /// Whether it is of the same root CA.
+    pub(crate) fn is_of_ca_of(&self, other: &Self) -> bool {
+        self.ca == other.ca
+    }
+
     /// Takes over what its owner said of the one before it.
     pub(crate) fn follow(&mut self, before: &Self) {
         self.description.clone_from(&before.description);

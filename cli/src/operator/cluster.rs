@@ -9,9 +9,10 @@ use keyhole_proto::v1;
 use super::backup::{Backup, Restore};
 use super::lock::{self, RotateStoreKeys, Shred, Unlock, UnlockKey};
 use super::own_ca::OwnCa;
-use super::{Manager, manager};
+use super::{Manager, manager, operators};
 use crate::args::Global;
 use crate::console::Console;
+use crate::context::kept::Contexts;
 use crate::failure::Failure;
 use crate::render::datum::Datum;
 use crate::render::inspect::{InspectOptions, Inspection, pretty_lines, pretty_list};
@@ -472,6 +473,17 @@ impl Ca {
         let request = v1::RotateCaRequest { brought };
         let mut cluster = manager.api.rotate_ca(request).await?.into_inner();
         let number = cluster.ca_number;
+        // Else the former CA were believed for the sake of who asked for the new one.
+        if let Some(context) = Contexts::chosen(global)? {
+            let name = context.name.clone();
+            operators::renewed(global, context).await.map_err(|failure| {
+                Failure::new(format!(
+                    "root CA {number} is made; the certificate of context {name} was not renewed ({failure}): run \
+                     'keyhole operator renew'"
+                ))
+            })?;
+            manager = Manager::connect(global).await?;
+        }
         while self.wait && cluster.ca_number == number && cluster.former_cas_until > 0 {
             let left = cluster.former_certificates;
             console.progress(&format!(

@@ -182,7 +182,23 @@ async fn renew(global: &Global, console: &mut Console) -> Result<(), Failure> {
     let context = Contexts::chosen(global)?.ok_or_else(|| {
         Failure::usage("only a context has a certificate to renew; name one with --context")
     })?;
-    let mut manager = Manager::of_context(&context).await?;
+    let (context, ends) = renewed(global, context).await?;
+    let left = time::until(ends, console.now());
+    console.line(&format!("{}: expires {left}", context.name))
+}
+
+/// The context with a new certificate, and when that ends. If the root CA is another one it is renewed once more: by showing
+/// the new certificate, after which nobody has to believe the former CA for this operator's sake.
+pub(super) async fn renewed(global: &Global, context: Context) -> Result<(Context, u64), Failure> {
+    let (now, ends) = renewed_once(global, &context).await?;
+    match now.bundle.is_of_ca_of(&context.bundle) {
+        true => Ok((now, ends)),
+        false => renewed_once(global, &now).await,
+    }
+}
+
+async fn renewed_once(global: &Global, context: &Context) -> Result<(Context, u64), Failure> {
+    let mut manager = Manager::of_context(context).await?;
     let unusable =
         |why: String| Failure::new(format!("context {} is unusable: {why}", context.name));
     let key = context.bundle.key().map_err(unusable)?;
@@ -192,9 +208,7 @@ async fn renew(global: &Global, console: &mut Console) -> Result<(), Failure> {
     bundle.follow(&context.bundle);
     let context = Context { name: context.name.clone(), bundle };
     Contexts::of(global)?.replace(&context)?;
-    let ends = renewed.operator.unwrap_or_default().expires_at;
-    let left = time::until(ends, console.now());
-    console.line(&format!("{}: expires {left}", context.name))
+    Ok((context, renewed.operator.unwrap_or_default().expires_at))
 }
 
 /// As it is typed and shown.

@@ -38,6 +38,7 @@ pub struct OperatorSubject {
     id: Option<NodeId>,
     scope: Scope,
     exporter: Option<[u8; 32]>,
+    authority: Vec<u8>,
 }
 
 impl OperatorSubject {
@@ -55,13 +56,18 @@ impl OperatorSubject {
     pub fn exporter(&self) -> Option<&[u8; 32]> {
         self.exporter.as_ref()
     }
+
+    /// The id of the key of the CA that signed his certificate; empty without one.
+    pub fn authority(&self) -> &[u8] {
+        &self.authority
+    }
 }
 
 impl Subject for OperatorSubject {
     fn admit(caller: &Caller, state: &State, act: Option<Act>) -> Result<Self, Denied> {
         match caller {
             Caller::Local(peer) if peer.is_admin() => {
-                Ok(Self { id: None, scope: Scope::ALL, exporter: None })
+                Ok(Self { id: None, scope: Scope::ALL, exporter: None, authority: Vec::new() })
             }
             Caller::Local(LocalPeer { uid, .. }) => Err(Denied::new(
                 Code::PermissionDenied,
@@ -71,6 +77,7 @@ impl Subject for OperatorSubject {
                 id: Some(id),
                 scope,
                 exporter: Some(peer.exporter),
+                authority: peer.identity.as_ref().map_or_else(Vec::new, |it| it.authority.clone()),
             }),
             Caller::Unknown => Err(no_certificate()),
         }

@@ -135,7 +135,7 @@ fn is_of(shell: &Shell, cluster: &Cluster) -> bool {
 }
 
 /// Until this manager proves itself by the current root CA, which is a moment after it came.
-pub(super) async fn succeeded<A: Action>(shell: &Shell, by: &Authorized<A>) -> Result<(), Status> {
+pub(crate) async fn succeeded<A: Action>(shell: &Shell, by: &Authorized<A>) -> Result<(), Status> {
     const LOOK: Duration = Duration::from_millis(10);
     const PATIENCE: Duration = Duration::from_secs(5);
     let settled = async {

@@ -119,8 +119,12 @@ fn command_out(command: &Command) -> out::Command {
         Command::CreateOperator(new) => {
             Out::CreateOperator(out::CreateOperator { operator: Some(operator_out(new)) })
         }
-        Command::RenewOperator { id, not_after } => {
-            Out::RenewOperator(out::RenewOperator { id: id.to_string(), not_after: *not_after })
+        Command::RenewOperator { id, not_after, ca_number } => {
+            Out::RenewOperator(out::RenewOperator {
+                id: id.to_string(),
+                not_after: *not_after,
+                ca_number: *ca_number,
+            })
         }
         Command::RemoveOperator { id } => {
             Out::RemoveOperator(out::RemoveOperator { id: id.to_string() })
@@ -365,7 +369,8 @@ fn command_in(command: out::Command) -> Result<Command> {
             Command::CreateOperator(Box::new(operator))
         }
         In::RenewOperator(renew) => {
-            Command::RenewOperator { id: parse("id", &renew.id)?, not_after: renew.not_after }
+            let (not_after, ca_number) = (renew.not_after, renew.ca_number);
+            Command::RenewOperator { id: parse("id", &renew.id)?, not_after, ca_number }
         }
         In::RemoveOperator(remove) => Command::RemoveOperator { id: parse("id", &remove.id)? },
         In::JoinNode(join) => {

@@ -84,7 +84,9 @@ impl State {
                 self.sync_tasks(at, *node, live, *ca_number)
             }
             Command::CreateOperator(operator) => self.create_operator(operator),
-            Command::RenewOperator { id, not_after } => self.renew_operator(*id, *not_after),
+            Command::RenewOperator { id, not_after, ca_number } => {
+                self.renew_operator(*id, *not_after, *ca_number)
+            }
             Command::RemoveOperator { id } => self.remove_operator(*id),
             Command::JoinNode { id, hostname } => self.join_node(when, *id, hostname),
             Command::ChangeNode { id, change } => self.change_node(index, *id, change),

@@ -165,7 +165,7 @@ pub enum Command {
     /// A new operator.
     CreateOperator(Box<Operator>),
     /// An operator's certificate was made anew; until when it holds, in Unix seconds.
-    RenewOperator { id: NodeId, not_after: u64 },
+    RenewOperator { id: NodeId, not_after: u64, ca_number: u32 },
     /// An operator is none any more.
     RemoveOperator { id: NodeId },
     /// A machine joined.

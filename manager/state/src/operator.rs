@@ -82,10 +82,15 @@ impl State {
         &mut self,
         id: NodeId,
         not_after: u64,
+        shown: u32,
     ) -> Result<Change, Rejected> {
         let operator = self.operators.get_mut(&id).ok_or_else(|| not_found(id))?;
         operator.not_after = operator.not_after.max(not_after);
-        Ok(self.operator_rows(id))
+        // The answer with the new certificate may be lost; one that he shows he has.
+        match self.cluster().is_some_and(|cluster| cluster.ca_number == shown) {
+            true => Ok(self.operator_rows(id)),
+            false => Ok(Change::rows([RowKey::Operator(id)], Outcome::Done)),
+        }
     }
 
     pub(crate) fn remove_operator(&mut self, id: NodeId) -> Result<Change, Rejected> {
@@ -97,7 +102,7 @@ impl State {
 }
 
 impl State {
-    /// What changes when an operator has a new certificate, or needs none any more.
+    /// What changes when an operator has a certificate of this root CA, or needs none any more.
     fn operator_rows(&mut self, id: NodeId) -> Change {
         let waits = |cluster: &mut Cluster| cluster.uncertified_operators.remove(&id);
         let waited = self.cluster.as_mut().is_some_and(waits);

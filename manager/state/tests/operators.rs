@@ -68,8 +68,15 @@ fn a_former_ca_is_believed_until_operators_have_renewed() {
     let ids: Vec<NodeId> = cluster.state.operators().keys().copied().collect();
     assert_eq!(cluster.state.former_certificates(), ids.len());
     let (first, rest) = ids.split_first().unwrap();
-    cluster
-        .done(Actor::Operator(*first), Command::RenewOperator { id: *first, not_after: 1 << 40 });
+    let renew = |ca_number| Command::RenewOperator { id: *first, not_after: 1 << 40, ca_number };
+    cluster.done(Actor::Operator(*first), renew(0));
+    assert_eq!(
+        cluster.state.former_certificates(),
+        ids.len(),
+        "the new one may be lost on its way"
+    );
+    cluster.done(Actor::Operator(*first), renew(1));
+    assert_eq!(cluster.state.former_certificates(), ids.len() - 1, "he has it");
     for id in rest {
         assert!(!cluster.state.former_cas_are_done(late));
         cluster.done(LOCAL, Command::RemoveOperator { id: *id });
@@ -360,11 +367,11 @@ fn an_operator_that_is_removed_or_made_anew_is_another_one() {
 #[test]
 fn a_certificate_is_renewed_by_its_own_operator() {
     let mut cluster = Cluster::new();
-    let renew = |n| Command::RenewOperator { id: operator(n), not_after: 500 };
+    let renew = |n| Command::RenewOperator { id: operator(n), not_after: 500, ca_number: 0 };
     cluster.refused(11, renew(12), "not in the scope");
     cluster.done(by(23), renew(23));
     assert_eq!(cluster.state.operators()[&operator(23)].not_after, 500);
-    let earlier = Command::RenewOperator { id: operator(23), not_after: 400 };
+    let earlier = Command::RenewOperator { id: operator(23), not_after: 400, ca_number: 0 };
     cluster.done(by(23), earlier);
     assert_eq!(cluster.state.operators()[&operator(23)].not_after, 500);
 }

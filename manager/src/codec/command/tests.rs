@@ -201,7 +201,7 @@ fn history() -> Vec<Command> {
             seconds: 60,
             not_after: 67,
         })),
-        Command::RenewOperator { id: operator, not_after: 90 },
+        Command::RenewOperator { id: operator, not_after: 90, ca_number: 1 },
         Command::RemoveOperator { id: operator },
         Command::RenewStoreKeys(Box::new(NewStoreKeys {
             number: 1,
