@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -17,6 +18,7 @@ use crate::daemon::{Daemon, code, die_with_parent};
 use crate::ground::Ground;
 use crate::network::Network;
 use crate::node::{Node, NodeOptions};
+use crate::tap::Tap;
 use crate::wait;
 
 /// Numbers for the folders of those that join.
@@ -27,6 +29,7 @@ static MANAGERS: AtomicU32 = AtomicU32::new(2);
 pub struct Cluster {
     manager: Daemon,
     address: SocketAddr,
+    listen: SocketAddr,
     socket: PathBuf,
     data: PathBuf,
     args: Vec<String>,
@@ -38,10 +41,27 @@ pub struct Cluster {
 
 /// Where a manager runs, and how.
 struct Place {
+    /// Where others find it.
     address: SocketAddr,
+    listen: SocketAddr,
     /// What runs a command there; nothing: here.
     on: Vec<String>,
     env: Vec<(String, String)>,
+}
+
+impl Place {
+    fn here(env: Vec<(String, String)>) -> Self {
+        let address = free_address();
+        Self { address, listen: address, on: Vec::new(), env }
+    }
+
+    /// Where what others say takes so long to come, and what they are answered as long to go.
+    fn far(delay: Duration) -> Self {
+        let tap = Tap::far(delay);
+        let listen = free_address();
+        tap.pass_to(listen);
+        Self { address: tap.address(), listen, on: Vec::new(), env: Vec::new() }
+    }
 }
 
 fn all_vote(managers: &[Cluster]) {
@@ -84,17 +104,18 @@ impl Cluster {
     /// The same with more environment, too.
     pub fn start_in(ground: Arc<Ground>, args: &[&str], env: Vec<(String, String)>) -> Self {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Self::found(ground, Place { address: free_address(), on: Vec::new(), env }, &args)
+        Self::found(ground, Place::here(env), &args)
     }
 
     fn found(ground: Arc<Ground>, place: Place, args: &[String]) -> Self {
-        let Place { address, on, env } = place;
+        let Place { address, listen, on, env } = place;
         let (socket, data) = (ground.folder().join("m.sock"), ground.folder().join("m"));
-        let mut command = manager_command(&on, &data, address, &socket);
+        let mut command = manager_command(&on, &data, (listen, address), &socket);
         command.arg("--init").args(args).envs(env.iter().cloned());
         let mut manager = Daemon::start(&ground, "manager", command);
         manager.wait_for_word("ready");
-        Self { manager, address, socket, data, args: args.to_vec(), env, on, days: 0, ground }
+        let args = args.to_vec();
+        Self { manager, address, listen, socket, data, args, env, on, days: 0, ground }
     }
 
     /// So many managers of one cluster, all of which vote.
@@ -112,6 +133,7 @@ impl Cluster {
     pub fn on_network(ground: &Arc<Ground>, network: &Network, clocks: &[Clock]) -> Vec<Self> {
         let place = |host: usize| Place {
             address: network.address(host),
+            listen: network.address(host),
             on: network.on(host),
             env: clocks[host].environment(),
         };
@@ -124,9 +146,20 @@ impl Cluster {
         all
     }
 
+    /// So many managers, all of which vote; what one says to another takes `delay` to it, and its answer back, too.
+    pub fn far_apart(managers: usize, delay: Duration) -> Vec<Self> {
+        let mut all = vec![Self::found(Arc::new(Ground::new()), Place::far(delay), &[])];
+        while all.len() < managers {
+            let next = all[0].join_at(Place::far(delay));
+            all.push(next);
+        }
+        all_vote(&all);
+        all
+    }
+
     /// Another manager, which joins this one's cluster and is ready.
     pub fn join(&self) -> Self {
-        self.join_at(Place { address: free_address(), on: self.on.clone(), env: self.env.clone() })
+        self.join_at(Place { on: self.on.clone(), ..Place::here(self.env.clone()) })
     }
 
     fn join_at(&self, place: Place) -> Self {
@@ -136,14 +169,14 @@ impl Cluster {
             (folder.join(format!("m{number}.sock")), folder.join(format!("m{number}")));
         let token = folder.join(format!("m{number}.token"));
         fs::write(&token, self.ok(["cluster", "join-token", "-q", "manager"])).expect("our folder");
-        let Place { address, on, env } = place;
-        let mut command = manager_command(&on, &data, address, &socket);
+        let Place { address, listen, on, env } = place;
+        let mut command = manager_command(&on, &data, (listen, address), &socket);
         command.args(["--join", &self.address.to_string(), "--token-file"]).arg(&token);
         command.args(&self.args).envs(env.iter().cloned());
         let mut manager = Daemon::start(&self.ground, "manager", command);
         manager.wait_for_word("ready");
         let (args, ground) = (self.args.clone(), self.ground.clone());
-        Self { manager, address, socket, data, args, env, on, days: 0, ground }
+        Self { manager, address, listen, socket, data, args, env, on, days: 0, ground }
     }
 
     /// What the test stands on.
@@ -218,7 +251,8 @@ impl Cluster {
     }
 
     fn begin(&mut self, args: &[&str]) {
-        let mut command = manager_command(&self.on, &self.data, self.address, &self.socket);
+        let at = (self.listen, self.address);
+        let mut command = manager_command(&self.on, &self.data, at, &self.socket);
         command.args(args).args(&self.args).envs(self.env.iter().cloned());
         move_clock(&mut command, self.days);
         self.manager = Daemon::start(&self.ground, "manager", command);
@@ -324,11 +358,19 @@ pub fn command_on(on: &[String]) -> Command {
     command
 }
 
-/// `keyhole manager run` on a folder.
-fn manager_command(on: &[String], data: &Path, address: SocketAddr, socket: &Path) -> Command {
+/// `keyhole manager run` on a folder, where it listens and others find it.
+fn manager_command(
+    on: &[String],
+    data: &Path,
+    (listen, address): (SocketAddr, SocketAddr),
+    socket: &Path,
+) -> Command {
     let mut command = command_on(on);
     command.args(["manager", "run", "--data-dir"]).arg(data);
-    command.arg("--listen").arg(address.to_string()).arg("--socket").arg(socket);
+    command.arg("--listen").arg(listen.to_string()).arg("--socket").arg(socket);
+    if address != listen {
+        command.arg("--advertise").arg(address.to_string());
+    }
     command
 }
 

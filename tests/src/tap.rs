@@ -1,31 +1,42 @@
-//! A relay in front of a manager's port that counts what passes, both ways: what a change costs on the wire, TLS included.
+//! A relay in front of a manager's port that counts what passes, both ways, TLS included, and may be as slow as a long line.
 //!
-//! The manager is told to advertise the relay's address, so that nodes come through it however they learned of the manager.
+//! The manager is told to advertise the relay's address, so that all come through it however they learned of the manager.
 //! Invariant: every byte is counted before it is passed on, so what an end has received is in the count.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::cluster::free_address;
+
+/// Pieces on their way in one direction; then the sender has to wait.
+const ON_THE_WAY: usize = 1024;
 
 /// The relay; its threads end with the process.
 #[derive(Debug)]
 pub struct Tap {
     listener: TcpListener,
     bytes: Arc<AtomicU64>,
+    delay: Duration,
 }
 
 impl Default for Tap {
     fn default() -> Self {
-        let listener = TcpListener::bind(free_address()).expect("a loopback address");
-        Self { listener, bytes: Arc::new(AtomicU64::new(0)) }
+        Self::far(Duration::ZERO)
     }
 }
 
 impl Tap {
+    /// One that all needs so long to pass, in either direction.
+    pub fn far(delay: Duration) -> Self {
+        let listener = TcpListener::bind(free_address()).expect("a loopback address");
+        Self { listener, bytes: Arc::new(AtomicU64::new(0)), delay }
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().expect("it is bound")
@@ -34,17 +45,25 @@ impl Tap {
     /// From now on each connection is passed on to `target`.
     pub fn pass_to(&self, target: SocketAddr) {
         let listener = self.listener.try_clone().expect("a descriptor is left");
-        let count = Arc::clone(&self.bytes);
+        let (count, delay) = (Arc::clone(&self.bytes), self.delay);
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
-                // A target that is not there is a connection that ends, as it would without us.
-                let Ok(far) = TcpStream::connect(target) else { continue };
-                for (from, to) in [(&near, &far), (&far, &near)] {
-                    let ends = from.try_clone().and_then(|from| Ok((from, to.try_clone()?)));
-                    let (from, to) = ends.expect("descriptors are left");
-                    let count = Arc::clone(&count);
-                    thread::spawn(move || pass(from, to, &count));
-                }
+                let count = Arc::clone(&count);
+                thread::spawn(move || {
+                    // The way there and back that TCP itself takes to connect.
+                    thread::sleep(delay * 2);
+                    // A target that is not there is a connection that ends, as it would without us.
+                    let Ok(far) = TcpStream::connect(target) else { return };
+                    for (from, to) in [(&near, &far), (&far, &near)] {
+                        for end in [from, to] {
+                            end.set_nodelay(true).expect("a TCP connection");
+                        }
+                        let ends = from.try_clone().and_then(|from| Ok((from, to.try_clone()?)));
+                        let (from, to) = ends.expect("descriptors are left");
+                        let count = Arc::clone(&count);
+                        thread::spawn(move || pass(from, to, &count, delay));
+                    }
+                });
             }
         });
     }
@@ -55,14 +74,23 @@ impl Tap {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
+fn pass(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64, delay: Duration) {
+    let (leave, arrive) = sync_channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
+    thread::spawn(move || {
+        for (at, bytes) in arrive {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        // Either may be closed already.
+        let _ = to.shutdown(Shutdown::Write);
+    });
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         count.fetch_add(read as u64, Ordering::SeqCst);
-        if to.write_all(&buffer[..read]).is_err() {
+        if leave.send((Instant::now() + delay, buffer[..read].to_vec())).is_err() {
             break;
         }
     }
-    // Either may be closed already.
-    let _ = to.shutdown(Shutdown::Write);
 }

@@ -428,6 +428,88 @@ fn a_manager_that_was_away_catches_up() {
     assert_eq!(task.slurp(node.path("s1-0")).unwrap(), vec![7; 450 << 10]);
 }
 
+/// Half of the way there and back that managers bear between each other (docs/MANAGERS.md).
+const HALF_WAY: Duration = Duration::from_millis(50);
+
+/// Longer than three times as long as followers bear without a heartbeat.
+const QUIET: Duration = Duration::from_secs(5);
+
+fn led(by: &Cluster) -> String {
+    by.ok(["cluster", "status", "-f", "{{.Raft.Term}} {{.Health}}"])
+}
+
+#[test]
+fn managers_far_apart_keep_their_leader_and_take_every_write() {
+    let managers = Cluster::far_apart(3, HALF_WAY);
+    let (before, mut written) = (led(&managers[leader(&managers)]), 0);
+    assert!(before.ends_with(" ok\n"), "{before}");
+    for _ in 0..2 {
+        for by in &managers {
+            by.ok_with(["secret", "create", &format!("s{written}"), "-"], b"v");
+            written += 1;
+            for by in &managers {
+                assert_eq!(by.ok(["secret", "ls", "-q"]).lines().count(), written);
+            }
+        }
+        // Entries tell of the leader, too; now there are few, and heartbeats have to.
+        let quiet = Instant::now();
+        while quiet.elapsed() < QUIET {
+            for by in &managers {
+                assert_eq!(led(by), before, "after {:?} without a write", quiet.elapsed());
+            }
+        }
+    }
+}
+
+#[test]
+fn managers_far_apart_follow_another_leader_and_catch_up_by_entries_and_by_a_snapshot() {
+    let mut managers = Cluster::far_apart(3, HALF_WAY);
+    // Behind what made the last one a voter: until that is over, the first two decide nothing without each other.
+    for by in &managers {
+        by.ok_with(["secret", "create", &format!("by-{}", by.address().port()), "-"], b"v");
+    }
+    for kib in [1, 450] {
+        let away = leader(&managers);
+        managers[away].stop(Signal::KILL);
+        let by = &managers[(away + 1) % 3];
+        // The second time more than a leader keeps of its log.
+        let value = vec![7; kib << 10];
+        let create = |at| by.command(["secret", "create", &format!("s{kib}-{at}"), "-"]);
+        let several: Vec<Vec<_>> =
+            (0..4).map(|one| (0..15).map(|at| create(one * 15 + at)).collect()).collect();
+        std::thread::scope(|scope| {
+            for one_by_one in several {
+                let value = &value;
+                scope.spawn(move || {
+                    for create in one_by_one {
+                        let ran = run(create, value);
+                        assert_eq!(ran.code, 0, "{}", ran.stderr);
+                    }
+                });
+            }
+        });
+        if kib > 1 {
+            wait::until("a snapshot", || {
+                match by.ok(["cluster", "status", "-f", "{{.Raft.Snapshot}}"]) {
+                    none if none == "0\n" => Err(none),
+                    _ => Ok(()),
+                }
+            });
+        }
+        managers[away].resume();
+        comes_to(
+            &managers[(away + 1) % 3],
+            &managers[away],
+            "{{.Status}} {{.Behind}}",
+            "Reachable 0",
+        );
+        let names = managers[away].ok(["secret", "ls", "--format", "{{.Name}}"]);
+        assert_eq!(names.lines().filter(|n| n.starts_with(&format!("s{kib}-"))).count(), 60);
+        let by_snapshot = managers[away].manager().log().contains("installing a snapshot");
+        assert_eq!(by_snapshot, kib > 1);
+    }
+}
+
 /// It learns from the newcomer that the newcomer is one.
 #[test]
 fn who_was_away_follows_a_leader_that_joined_meanwhile() {

@@ -2,10 +2,11 @@
 //!
 //! Depends on the other modules here. Invariant: a proposal that was answered is on disk at a quorum and applied here, so
 //! that the caller's next read sees it.
+use super::line::Dial;
 use super::log::{LogStore, on_disk};
 use super::machine::{Change, Live, Loader, StateMachine};
 use super::outcomes::{Fate, Sent};
-use super::peers::{Dial, Peers};
+use super::peers::Peers;
 use super::policy::{LogLimits, keep_log_short, raft_config};
 use super::snapshot::{SnapshotBuilder, SnapshotData};
 use super::types::{Command, LogId, Peer, TypeConfig, position};
@@ -265,7 +266,7 @@ impl RaftHandle {
     /// Calls other managers by `peers`, which the network is too; `dial` makes the connections.
     #[must_use]
     pub fn with_peers(self, peers: Peers, cluster: ClusterId, dial: impl Dial) -> Self {
-        peers.open(cluster, self.live.clone(), Box::new(dial));
+        peers.open(cluster, self.live.clone(), Arc::new(dial));
         Self { peers, ..self }
     }
 

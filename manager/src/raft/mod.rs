@@ -6,6 +6,7 @@
 //! Read [`handle`] first: it is all that the rest of the manager sees.
 pub mod decoders;
 mod handle;
+mod line;
 mod log;
 mod machine;
 mod membership;
@@ -24,6 +25,7 @@ pub use handle::{
     Committed, OUT_OF_REACH, Observed, Observer, OnStop, Progress, ProposeError, RaftHandle,
     StartError, StartOptions, Status,
 };
+pub use line::{Dial, LineError};
 pub use log::LogStore;
 pub use machine::{Change, StateMachine};
 pub use membership::keep_membership;
@@ -31,7 +33,7 @@ pub(crate) use offline::{Offline, fill};
 pub use peer_calls::PeerCalls;
 pub(crate) use peer_calls::unavailable;
 pub(crate) use peer_service::PeerApi;
-pub use peers::{Dial, PeerError, PeerLine, Peers};
 pub(crate) use peers::{MAX_CALL, removed};
+pub use peers::{PeerError, PeerLine, Peers};
 pub use snapshot::{SnapshotData, SnapshotInput};
 pub use types::{Command, Peer, Response, TypeConfig, Vote};

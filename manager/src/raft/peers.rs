@@ -1,8 +1,8 @@
-//! The way to other managers: TLS connections that are kept, and Raft's calls on them.
+//! The way to other managers: connections that are kept, and Raft's calls on them.
 //!
-//! Depends on wire's TLS, the state (for addresses) and openraft's network traits. Invariants: a call goes to the member
-//! that it is meant for, proven by its certificate; a peer that was not reached is reported as unreachable, never as
-//! having granted anything.
+//! Depends on the lines, the state (for addresses) and openraft's network traits. Invariants: a call goes to the member
+//! that it is meant for; a peer that was not reached is reported as unreachable, never as having granted anything.
+use super::line::{Callee, Dial, Line, LineError};
 use super::machine::Live;
 use super::peer_codec as codec;
 use super::snapshot::SnapshotData;
@@ -15,9 +15,6 @@ use keyhole_domain::ClusterId;
 use keyhole_proto::v1;
 use keyhole_proto::v1::peer_client::PeerClient;
 use keyhole_wire::http2;
-use keyhole_wire::tls::{
-    ConnectError, Identity, LiveTls, ManagerConnection, Patience, Role, connect_manager,
-};
 use openraft::alias::SnapshotOf;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
@@ -67,19 +64,9 @@ pub enum PeerError {
         /// Where it is.
         address: String,
     },
-    /// There is no connection.
+    /// There is no connection, for all who waited for it.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// Somebody else is at that address.
-    #[error("at {address} is {found}, not manager {wanted}")]
-    Another {
-        /// Where.
-        address: String,
-        /// Who is there.
-        found: String,
-        /// Who should be.
-        wanted: String,
-    },
+    Line(#[from] Arc<LineError>),
     /// It refused, or the connection ended on the way.
     #[error("{} ({})", .0.message(), .0.code())]
     Status(Status),
@@ -95,33 +82,12 @@ impl PeerError {
     /// Whether the call certainly had no effect.
     pub(crate) fn not_sent(&self) -> bool {
         match self {
-            Self::Unready { .. } | Self::Connect(_) | Self::Another { .. } => true,
+            Self::Unready { .. } | Self::Line(_) => true,
             Self::Status(status) => {
                 status.code() == Code::FailedPrecondition || http2::never_sent(status)
             }
             Self::TimedOut(_) | Self::Content(_) => false,
         }
-    }
-}
-
-/// Makes connections to other managers: over TLS, but in a simulation.
-#[tonic::async_trait]
-pub trait Dial: Send + Sync + 'static {
-    /// What a connection is opened with now; one that was opened with something else is not used any more.
-    fn identity(&self) -> Option<Arc<Identity>>;
-
-    /// Connects to the manager at `address`, and says who is there.
-    async fn dial(&self, address: &str) -> Result<ManagerConnection, ConnectError>;
-}
-
-#[tonic::async_trait]
-impl Dial for LiveTls {
-    fn identity(&self) -> Option<Arc<Identity>> {
-        Self::identity(self)
-    }
-
-    async fn dial(&self, address: &str) -> Result<ManagerConnection, ConnectError> {
-        connect_manager(address, self, Patience::default()).await
     }
 }
 
@@ -135,7 +101,7 @@ pub struct Peers {
 struct Inner {
     /// None before [`Peers::open`]; no connection is made until then.
     ways: OnceLock<Ways>,
-    lines: Mutex<BTreeMap<(u64, Lane), Line>>,
+    lines: Mutex<BTreeMap<(u64, Lane), Arc<Line>>>,
     removed: watch::Sender<Option<String>>,
 }
 
@@ -143,21 +109,12 @@ struct Inner {
 struct Ways {
     cluster: ClusterId,
     live: Live,
-    dial: Box<dyn Dial>,
-}
-
-/// A connection that is kept.
-#[derive(Clone)]
-struct Line {
-    client: PeerClient<Channel>,
-    address: String,
-    /// What it was opened with; the other side ends with that certificate.
-    identity: Option<Arc<Identity>>,
+    dial: Arc<dyn Dial>,
 }
 
 impl Peers {
     /// From now on calls are made, on connections that `dial` makes.
-    pub(super) fn open(&self, cluster: ClusterId, live: Live, dial: Box<dyn Dial>) {
+    pub(super) fn open(&self, cluster: ClusterId, live: Live, dial: Arc<dyn Dial>) {
         // The second time would be with the same ones.
         let _ = self.inner.ways.set(Ways { cluster, live, dial });
     }
@@ -200,16 +157,13 @@ impl Peers {
     {
         let mut again = true;
         loop {
-            let client = self.line(member, peer, Lane::Pulse).await?;
-            let status = match question(client).await {
-                Ok(answer) => return Ok(answer.into_inner()),
-                Err(status) => status,
-            };
-            let dead = http2::never_sent(&status);
-            let error = PeerError::Status(status);
-            self.failed((member, Lane::Pulse), &error);
-            if !(dead && std::mem::take(&mut again)) {
-                return Err(error);
+            let line = self.line((member, peer), Lane::Pulse)?;
+            let answer = line.ask(std::future::pending(), &question).await;
+            self.heed(&line, &answer);
+            match answer {
+                Err(PeerError::Status(status))
+                    if http2::never_sent(&status) && std::mem::take(&mut again) => {}
+                answer => return answer,
             }
         }
     }
@@ -224,72 +178,61 @@ impl Peers {
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let answered = tokio::time::timeout(within, async {
-            let client = self.line(member, peer, lane).await?;
-            let answer = call(client).await.map_err(PeerError::Status)?;
-            Ok(answer.into_inner())
-        });
-        let answered = answered.await.unwrap_or(Err(PeerError::TimedOut(within)));
-        if let Err(error) = &answered {
-            self.failed((member, lane), error);
-        }
-        answered
+        let line = self.line((member, peer), lane)?;
+        let answer = line.ask(after(within), call).await;
+        self.heed(&line, &answer);
+        answer
     }
 
     /// The kept connection, or a new one.
-    async fn line(
-        &self,
-        member: u64,
-        peer: &Peer,
-        lane: Lane,
-    ) -> Result<PeerClient<Channel>, PeerError> {
+    fn line(&self, (member, peer): (u64, &Peer), lane: Lane) -> Result<Arc<Line>, PeerError> {
         let Some(Ways { cluster, live, dial }) = self.inner.ways.get() else {
             return Err(PeerError::Unready { address: peer.address.clone() });
         };
         // What an operator or the manager itself changed counts, not what it joined with.
         let known = live.state().members().get(&member).map(|member| member.address.clone());
         let address = known.unwrap_or_else(|| peer.address.clone());
-        let identity = dial.identity();
-        let same = |line: &&Line| {
-            line.address == address
-                && line.identity.as_ref().map(Arc::as_ptr) == identity.as_ref().map(Arc::as_ptr)
-        };
-        if let Some(line) = self.lines().get(&(member, lane)).filter(same) {
-            return Ok(line.client.clone());
+        let mut lines = self.lines();
+        let kept = lines.get(&(member, lane));
+        if let Some(line) = kept.filter(|line| line.leads(&address, dial.identity().as_ref())) {
+            return Ok(line.clone());
         }
-        let connection = dial.dial(&address).await?;
-        let found = &connection.manager;
-        if found.role != Role::Manager || found.cluster != *cluster || found.id != peer.name {
-            let found = format!("{} {} of cluster {}", found.role.word(), found.id, found.cluster);
-            return Err(PeerError::Another { address, found, wanted: peer.name.clone() });
-        }
-        let client = PeerClient::new(connection.channel)
-            .max_decoding_message_size(MAX_CALL)
-            .max_encoding_message_size(MAX_CALL);
-        let line = Line { client: client.clone(), address, identity };
-        self.lines().insert((member, lane), line);
-        Ok(client)
+        let callee = Callee { cluster: *cluster, name: peer.name.clone(), address };
+        let line = Arc::new(Line::open(dial.clone(), callee));
+        lines.insert((member, lane), line.clone());
+        Ok(line)
     }
 
-    /// A connection on which a call failed may be dead without knowing it.
-    fn failed(&self, at: (u64, Lane), error: &PeerError) {
-        let refused = match error {
-            PeerError::Status(status) => status.code(),
-            _ => Code::Unknown,
+    /// Gives a connection up that may be dead without knowing it. A call that ran out of time does not say so much.
+    fn heed<R>(&self, line: &Arc<Line>, answer: &Result<R, PeerError>) {
+        let over = match answer {
+            Ok(_) => false,
+            Err(PeerError::TimedOut(_)) => line.is_silent(),
+            Err(PeerError::Status(status)) => {
+                !matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
+            }
+            Err(_) => true,
         };
-        if !matches!(refused, Code::FailedPrecondition | Code::InvalidArgument) {
-            self.lines().remove(&at);
+        if over {
+            // Another one may have taken its place.
+            self.lines().retain(|_, kept| !Arc::ptr_eq(kept, line));
         }
-        if let PeerError::Status(status) = error
+        if let Err(PeerError::Status(status)) = answer
             && is_removal(status)
         {
             self.inner.removed.send_replace(Some(status.message().to_owned()));
         }
     }
 
-    fn lines(&self) -> MutexGuard<'_, BTreeMap<(u64, Lane), Line>> {
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<(u64, Lane), Arc<Line>>> {
         self.inner.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Ends when so much time has passed.
+async fn after(within: Duration) -> Duration {
+    tokio::time::sleep(within).await;
+    within
 }
 
 /// What tells a removal from any other refusal.
@@ -451,14 +394,4 @@ fn send_parts(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_removal_is_told_from_other_refusals() {
-        assert!(is_removal(&removed("gone".to_owned())));
-        assert!(!is_removal(&Status::permission_denied("no")), "another refusal");
-        let elsewhere = Status::with_details(Code::Unavailable, "x", Bytes::from_static(REMOVED));
-        assert!(!is_removal(&elsewhere));
-    }
-}
+mod tests;

@@ -35,10 +35,9 @@ use turmoil::net::{TcpListener, TcpStream};
 
 use crate::cast;
 
-/// As `keyhole_wire` has them.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// As the managers have them.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// As the managers have it.
 const MAX_CALL: usize = 16 << 20;
 /// Where managers hear each other.
 pub(crate) const PORT: u16 = 7000;
