@@ -55,12 +55,11 @@ impl Place {
         Self { address, listen: address, on: Vec::new(), env }
     }
 
-    /// Where what others say takes so long to come, and what they are answered as long to go.
-    fn far(delay: Duration) -> Self {
-        let tap = Tap::far(delay);
-        let listen = free_address();
-        tap.pass_to(listen);
-        Self { address: tap.address(), listen, on: Vec::new(), env: Vec::new() }
+    /// Where all that others say passes a relay.
+    fn behind(tap: &Tap) -> Self {
+        let here = Self::here(Vec::new());
+        tap.pass_to(here.listen);
+        Self { address: tap.address(), ..here }
     }
 }
 
@@ -148,9 +147,10 @@ impl Cluster {
 
     /// So many managers, all of which vote; what one says to another takes `delay` to it, and its answer back, too.
     pub fn far_apart(managers: usize, delay: Duration) -> Vec<Self> {
-        let mut all = vec![Self::found(Arc::new(Ground::new()), Place::far(delay), &[])];
+        let first = Place::behind(&Tap::far(delay));
+        let mut all = vec![Self::found(Arc::new(Ground::new()), first, &[])];
         while all.len() < managers {
-            let next = all[0].join_at(Place::far(delay));
+            let next = all[0].join_behind(&Tap::far(delay));
             all.push(next);
         }
         all_vote(&all);
@@ -160,6 +160,11 @@ impl Cluster {
     /// Another manager, which joins this one's cluster and is ready.
     pub fn join(&self) -> Self {
         self.join_at(Place { on: self.on.clone(), ..Place::here(self.env.clone()) })
+    }
+
+    /// The same, where all that others say to it passes a relay.
+    pub fn join_behind(&self, tap: &Tap) -> Self {
+        self.join_at(Place::behind(tap))
     }
 
     fn join_at(&self, place: Place) -> Self {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use keyhole_tests::{Cluster, run, wait};
+use keyhole_tests::{Cluster, Tap, run, wait};
 use rustix::process::Signal;
 
 /// What one manager says of another, by its address.
@@ -508,6 +508,23 @@ fn managers_far_apart_follow_another_leader_and_catch_up_by_entries_and_by_a_sna
         let by_snapshot = managers[away].manager().log().contains("installing a snapshot");
         assert_eq!(by_snapshot, kib > 1);
     }
+}
+
+/// Two MiB of entries, which the leader sends in one call, take four seconds.
+#[test]
+fn a_manager_behind_a_slow_line_catches_up() {
+    let managers = Cluster::of(2);
+    let mut slow = managers[0].join_behind(&Tap::slow(512 << 10));
+    comes_to(&managers[0], &slow, "{{.Role}} {{.Behind}}", "Voter 0");
+    slow.stop(Signal::KILL);
+    for at in 0..8 {
+        let name = format!("s{at}");
+        managers[at % 2].ok_with(["secret", "create", &name, "-"], &vec![7; 450 << 10]);
+    }
+    slow.resume();
+    comes_to(&managers[0], &slow, "{{.Status}} {{.Behind}}", "Reachable 0");
+    assert_eq!(slow.ok(["secret", "ls", "-q"]).lines().count(), 8);
+    assert!(!slow.manager().log().contains("installing a snapshot"));
 }
 
 /// It learns from the newcomer that the newcomer is one.

@@ -12,6 +12,7 @@ mod machine;
 mod membership;
 mod offline;
 mod outcomes;
+mod pace;
 mod peer_calls;
 mod peer_codec;
 mod peer_service;

@@ -4,6 +4,7 @@
 //! that it is meant for; a peer that was not reached is reported as unreachable, never as having granted anything.
 use super::line::{Callee, Dial, Line, LineError};
 use super::machine::Live;
+use super::pace::{after, carrying, watched};
 use super::peer_codec as codec;
 use super::snapshot::SnapshotData;
 use super::types::{Command, Peer, TypeConfig, Vote};
@@ -23,6 +24,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use prost::Message;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -35,9 +37,9 @@ use tonic::{Code, Response, Status};
 
 /// The largest call: entries of 2 MiB, or one of the largest size.
 pub(crate) const MAX_CALL: usize = 16 << 20;
-/// Entries may take longer than a heartbeat: they wait for a disk.
+/// Entries may take longer than a heartbeat: they wait for a disk, and for being carried.
 const APPENDING: Duration = Duration::from_secs(2);
-/// A forwarded command: the leader may have to wait for a quorum.
+/// A forwarded command: the leader may have to wait for a quorum. The way to the leader comes on top.
 const PROPOSING: Duration = Duration::from_secs(10);
 /// A leader answers from what its followers say within a heartbeat.
 const READING: Duration = Duration::from_secs(2);
@@ -47,9 +49,9 @@ const CHUNKS: usize = 2;
 /// What a connection is for; a long call of one kind holds up no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
-    /// Entries.
+    /// Entries, and the commands of which the leader makes them.
     Log,
-    /// Heartbeats, votes, and what callers wait for.
+    /// Heartbeats, votes, and questions: what is small and wanted soon.
     Pulse,
     /// Snapshots.
     Snapshot,
@@ -134,8 +136,9 @@ impl Peers {
     ) -> Result<v1::ProposeReply, PeerError> {
         let envelope = Some(encode_envelope(&command.envelope));
         let request = v1::ProposeRequest { envelope, proposal: command.proposal, term };
+        let limit = after(carrying(PROPOSING, request.encoded_len()));
         let call = |mut client: PeerClient<Channel>| async move { client.propose(request).await };
-        self.call(leader, Lane::Pulse, PROPOSING, call).await
+        self.call(leader, Lane::Log, limit, call).await
     }
 
     /// Asks the leader up to where a read must be applied.
@@ -143,7 +146,7 @@ impl Peers {
         let call = |mut client: PeerClient<Channel>| async move {
             client.read_index(v1::ReadIndexRequest {}).await
         };
-        Ok(self.call((leader, peer), Lane::Pulse, READING, call).await?.index)
+        Ok(self.call((leader, peer), Lane::Pulse, after(READING), call).await?.index)
     }
 
     /// Asks a manager another service's question; once more if the kept connection turns out to be dead.
@@ -172,14 +175,14 @@ impl Peers {
         &self,
         (member, peer): (u64, &Peer),
         lane: Lane,
-        within: Duration,
+        limit: impl Future<Output = Duration>,
         call: impl FnOnce(PeerClient<Channel>) -> F,
     ) -> Result<R, PeerError>
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let line = self.line((member, peer), lane)?;
-        let answer = line.ask(after(within), call).await;
+        let answer = line.ask(limit, call).await;
         self.heed(&line, &answer);
         answer
     }
@@ -229,12 +232,6 @@ impl Peers {
     }
 }
 
-/// Ends when so much time has passed.
-async fn after(within: Duration) -> Duration {
-    tokio::time::sleep(within).await;
-    within
-}
-
 /// What tells a removal from any other refusal.
 const REMOVED: &[u8] = b"removed";
 
@@ -278,31 +275,31 @@ impl PeerLine {
         v1::SnapshotStart { to: self.target, vote: Some(vote_out(vote)) }
     }
 
-    /// Sends the parts of a snapshot, and waits until it is installed.
+    /// Sends the parts of a snapshot, and waits until it is installed, for as long as it goes on.
     pub async fn install(
         &self,
         parts: impl Stream<Item = v1::SnapshotPart> + Send + 'static,
-        within: Duration,
     ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let (parts, standstill) = watched(parts);
         let call =
             |mut client: PeerClient<Channel>| async move { client.install_snapshot(parts).await };
         let understand = |reply: v1::SnapshotReply| {
             let vote = reply.vote.ok_or_else(|| io::Error::other("an answer without a vote"))?;
             Ok(SnapshotResponse::new(vote_in(vote)?))
         };
-        self.call((self.lane, within), call, understand).await
+        self.call((self.lane, standstill), call, understand).await
     }
 
     async fn call<R, T, F>(
         &self,
-        (lane, within): (Lane, Duration),
+        (lane, limit): (Lane, impl Future<Output = Duration>),
         call: impl FnOnce(PeerClient<Channel>) -> F,
         understand: impl FnOnce(R) -> io::Result<T>,
     ) -> Result<T, RPCError<TypeConfig>>
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let answer = self.peers.call((self.target, &self.node), lane, within, call).await;
+        let answer = self.peers.call((self.target, &self.node), lane, limit, call).await;
         let understood = answer.and_then(|answer| Ok(understand(answer)?));
         understood.map_err(|error| {
             tracing::debug!(member = self.target, address = %self.node.address, %error, "not reached");
@@ -319,10 +316,13 @@ impl RaftNetworkV2<TypeConfig> for PeerLine {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let within = if rpc.entries.is_empty() { option.soft_ttl() } else { APPENDING };
         let request = codec::append_out(self.target, rpc);
+        let within = match request.entries.is_empty() {
+            true => option.soft_ttl(),
+            false => carrying(APPENDING, request.encoded_len()),
+        };
         let call = |mut client: PeerClient<Channel>| async move { client.append(request).await };
-        self.call((self.lane, within), call, codec::appended_in).await
+        self.call((self.lane, after(within)), call, codec::appended_in).await
     }
 
     async fn vote(
@@ -332,7 +332,7 @@ impl RaftNetworkV2<TypeConfig> for PeerLine {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = codec::ballot_out(self.target, &rpc);
         let call = |mut client: PeerClient<Channel>| async move { client.vote(request).await };
-        self.call((Lane::Pulse, option.soft_ttl()), call, codec::voted_in).await
+        self.call((Lane::Pulse, after(option.soft_ttl())), call, codec::voted_in).await
     }
 
     async fn pre_vote(
@@ -342,7 +342,7 @@ impl RaftNetworkV2<TypeConfig> for PeerLine {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = codec::ballot_out(self.target, &rpc);
         let call = |mut client: PeerClient<Channel>| async move { client.pre_vote(request).await };
-        self.call((Lane::Pulse, option.soft_ttl()), call, codec::voted_in).await
+        self.call((Lane::Pulse, after(option.soft_ttl())), call, codec::voted_in).await
     }
 
     async fn transfer_leader(
@@ -353,7 +353,7 @@ impl RaftNetworkV2<TypeConfig> for PeerLine {
         let request = codec::transfer_out(&request);
         let call =
             |mut client: PeerClient<Channel>| async move { client.transfer_leader(request).await };
-        self.call((Lane::Pulse, option.soft_ttl()), call, codec::transferred_in).await
+        self.call((Lane::Pulse, after(option.soft_ttl())), call, codec::transferred_in).await
     }
 
     async fn full_snapshot(
@@ -361,13 +361,13 @@ impl RaftNetworkV2<TypeConfig> for PeerLine {
         vote: Vote,
         snapshot: SnapshotOf<TypeConfig, SnapshotData>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (sender, parts) = mpsc::channel(CHUNKS);
         let start = self.snapshot_start(&vote);
         // Reads a database: not for the threads that everything else runs on.
         let reading = tokio::task::spawn_blocking(move || send_parts(start, &snapshot, &sender));
-        let sending = self.install(ReceiverStream::new(parts), option.soft_ttl());
+        let sending = self.install(ReceiverStream::new(parts));
         let sent = tokio::select! {
             closed = cancel => return Err(closed.into()),
             sent = sending => sent,

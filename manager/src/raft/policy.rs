@@ -28,10 +28,11 @@ pub(crate) fn raft_config(cluster: &str) -> Result<Config, ConfigError> {
         // its last heartbeat another one asks for votes (ADR 6).
         election_timeout_min: 400,
         election_timeout_max: 800,
+        // Three quarters of it, and of the shortest timeout, are what heartbeats and votes are given to be answered: this
+        // says how far apart managers may be. Entries and snapshots have limits of their own.
         heartbeat_interval: 200,
         // A manager that comes back is found again soon.
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
-        install_snapshot_timeout: 5 * 60 * 1000,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
@@ -83,5 +84,21 @@ pub(crate) async fn keep_log_short(
             changed = metrics.changed() => if changed.is_err() { return },
             changed = applied.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openraft::network::RPCOption;
+    use std::time::Duration;
+
+    /// docs/MANAGERS.md, "How far apart they may be".
+    #[test]
+    fn heartbeats_and_votes_have_time_for_the_longest_lines() {
+        let config = raft_config("c").unwrap();
+        let answered = |ttl| RPCOption::new(Duration::from_millis(ttl)).soft_ttl();
+        assert_eq!(answered(config.heartbeat_interval), Duration::from_millis(150));
+        assert_eq!(answered(config.election_timeout_min), Duration::from_millis(300));
     }
 }

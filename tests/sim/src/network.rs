@@ -152,7 +152,7 @@ impl RaftNetworkV2<TypeConfig> for SimLine {
         vote: Vote,
         snapshot: SnapshotOf<TypeConfig, SnapshotData>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         use v1::snapshot_part::Part;
         let mut parts = vec![Part::Start(self.0.snapshot_start(&vote))];
@@ -162,7 +162,7 @@ impl RaftNetworkV2<TypeConfig> for SimLine {
         });
         read.expect("a snapshot can be read");
         let parts = parts.into_iter().map(|part| v1::SnapshotPart { part: Some(part) });
-        let sending = self.0.install(futures::stream::iter(parts), option.soft_ttl());
+        let sending = self.0.install(futures::stream::iter(parts));
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = sending => Ok(sent?),

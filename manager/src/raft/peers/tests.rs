@@ -113,9 +113,11 @@ impl PeerCalls for Other {
 
     async fn install_snapshot(
         &self,
-        _request: Request<Streaming<v1::SnapshotPart>>,
+        request: Request<Streaming<v1::SnapshotPart>>,
     ) -> Reply<v1::SnapshotReply> {
-        not_here()
+        let mut parts = request.into_inner();
+        while parts.message().await?.is_some() {}
+        Ok(Response::new(v1::SnapshotReply { vote: Some(vote_out(&Vote::new(3, 1))) }))
     }
 
     async fn transfer_leader(
@@ -236,4 +238,22 @@ async fn a_connection_is_kept_until_it_was_silent_for_long() {
     other.is_silent(false);
     assert_eq!(heartbeat(&mut line).await, Ok(()));
     assert_eq!(other.dialled(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_has_hours_as_long_as_parts_of_it_are_taken() {
+    let other = Other::new(Duration::ZERO);
+    let line = other.peers().new_snapshot_client(2, &peer()).await;
+    let start = line.snapshot_start(&Vote::new(3, 1));
+    let part = v1::SnapshotPart { part: Some(v1::snapshot_part::Part::Start(start)) };
+    let parts = futures::stream::unfold(0, move |sent| {
+        let part = part.clone();
+        async move {
+            sleep(Duration::from_secs(20)).await;
+            (sent < 1000).then_some((part, sent + 1))
+        }
+    });
+    let began = tokio::time::Instant::now();
+    line.install(parts).await.unwrap();
+    assert!(began.elapsed() > Duration::from_secs(20_000));
 }
