@@ -33,7 +33,7 @@ pub(super) async fn alone(
         let folder = folder.display().to_string();
         return Err(StoreError::NotInitialised { folder }.into());
     }
-    let offline = Offline::open(folder, kek, observer(audit))?;
+    let offline = Offline::open(folder, kek, observer(audit.clone()))?;
     let id = offline.member();
     let refused = |why: String| StartError::NotForced { folder: folder.display().to_string(), why };
     let (member, others) = offline.read(|state| {
@@ -57,8 +57,11 @@ pub(super) async fn alone(
     }
     let actor: Actor = this_process();
     let command = Command::ForceNewCluster { member: id };
-    let begun = offline.begin(Envelope { at: clock::now(), actor, command }, &member).await?;
-    begun.map_err(|reason| refused(reason.to_string()))?;
+    let envelope = Envelope { at: clock::now(), actor: actor.clone(), command };
+    offline.begin(envelope, &member).await?.map_err(|reason| {
+        audit.refused_actor(&actor, "cluster.force-new", &reason.to_string());
+        refused(reason.to_string())
+    })?;
     let removed: Vec<&str> = others.iter().map(|(_, address)| address.as_str()).collect();
     tracing::warn!(
         removed = removed.join(", "),
