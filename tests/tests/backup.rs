@@ -47,6 +47,38 @@ fn connected(cluster: &Cluster, nodes: usize) {
     });
 }
 
+/// A node believes only the CA that it has renewed to: of that the status warns before somebody needs the backup.
+#[test]
+fn a_node_of_a_newer_ca_does_not_follow_what_is_restored_from_before_it() {
+    let mut cluster = Cluster::start();
+    cluster.ok(["cluster", "update", "--cert-expiry", "60s"]);
+    cluster.ok_with(["secret", "create", "pw", "-"], b"first");
+    cluster.ok(["service", "create", "web", "--secret", "pw"]);
+    let node = cluster.node();
+    let task = node.task("web");
+    let (phrase, file) = (passphrase(&cluster), cluster.ground().folder().join("backup.age"));
+    cluster.ok(["cluster", "backup", "--passphrase-file", text(&phrase), text(&file)]);
+    let outdated = |of: &Cluster| of.ok(["cluster", "status", "-f", "{{.BackupOfFormerCA}}"]);
+    assert_eq!(outdated(&cluster), "false\n");
+    assert_eq!(cluster.ok(["cluster", "ca", "--rotate", "--wait"]), "root CA 1\n");
+    assert_eq!(outdated(&cluster), "true\n");
+    assert!(cluster.ok(["cluster", "status"]).contains("nodes would not follow it; make another"));
+    cluster.stop(Signal::KILL);
+    fs::remove_dir_all(cluster.data()).expect("our folder");
+    let data = cluster.data().to_owned();
+    let args = ["--data-dir", text(&data), "--passphrase-file", text(&phrase)];
+    cluster.ok(["cluster", "restore", "--from", text(&file)].iter().chain(&args));
+    cluster.resume();
+    wait::until("the node to say what is wrong", || {
+        let status = node.keyhole(["node", "status", "--format", "{{.Trouble}}"]);
+        match status.stdout.contains("not signed by this cluster's CA") {
+            true => Ok(()),
+            false => Err(status.stdout + &status.stderr),
+        }
+    });
+    assert_eq!(task.text(node.path("pw")).as_deref(), Ok("first"), "its tasks read on");
+}
+
 /// All that must be the same after a restore: ids, versions, times, grants.
 fn facts(cluster: &Cluster) -> Vec<String> {
     let of = |args: &[&str]| cluster.ok(args);
