@@ -64,7 +64,8 @@ impl fmt::Debug for Version {
 /// A restore raises the incarnation, so that a node never takes an older history for a newer one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct Revision {
-    /// How often this cluster was restored, counted from 1; 0 only in "nothing seen yet".
+    /// Which history of the cluster: 1, or the second since 1970 in which it was restored or forced to go on alone, and
+    /// always more than before; 0 only in "nothing seen yet".
     pub incarnation: u64,
     /// The log index of the last change.
     pub index: u64,

@@ -111,6 +111,8 @@ const VARIES: &[(&str, &str)] = &[
     // Hashes.
     (r"\b[0-9a-f]{64}\b", r"[0-9a-f]{64}"),
     (r"\b1\.\d+\b", r"1\.\d+"),
+    // The second in which a cluster's history began again.
+    (r"incarnation \d{10}\b", r"incarnation \d{10}"),
     // Columns are as wide as their widest cell.
     (r" {2,}", r" {2,}"),
 ];

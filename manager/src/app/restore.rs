@@ -48,7 +48,7 @@ pub struct Restore {
 pub struct Restored {
     /// The cluster, the same as before.
     pub cluster: ClusterId,
-    /// One more than in the backup.
+    /// Higher than in the backup.
     pub incarnation: u64,
     /// When the backup was made.
     pub taken_at: Timestamp,

@@ -116,7 +116,7 @@ impl State {
             Command::NoteBackup { .. } => self.note_backup(at),
             Command::ForgetFormerCas => self.forget_former_cas(),
             Command::Restore(new) => self.restore(at, new),
-            Command::ForceNewCluster { member } => self.force_new_cluster(*member),
+            Command::ForceNewCluster { member } => self.force_new_cluster(at, *member),
         }
     }
 

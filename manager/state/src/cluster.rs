@@ -86,7 +86,7 @@ pub struct FormerCa {
 pub struct Cluster {
     /// The cluster's id.
     pub id: ClusterId,
-    /// How often it was restored, counted from 1.
+    /// Which history of it this is: 1, or the second since 1970 in which it was restored or forced to go on alone.
     pub incarnation: u64,
     /// When it was made.
     pub created_at: Timestamp,

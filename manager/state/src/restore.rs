@@ -1,7 +1,8 @@
 //! A history that goes on elsewhere: backups, and the two ways to a new cluster of one.
 //!
 //! Invariant: what was lost is never taken up again. The incarnation rises, so that nodes refuse the history before, and
-//! no number or id is given a second time.
+//! no number or id is given a second time. It is of the second in which the history began, so that another one from the
+//! same backup is another one for nodes, too, and the later of the two is the higher.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use keyhole_domain::Timestamp;
 
 use crate::apply::Change;
 use crate::{
-    FormerCa, Member, Outcome, Rejected, RowKey, SealedKey, State, StoreKeys, TokenRecord,
+    Cluster, FormerCa, Member, Outcome, Rejected, RowKey, SealedKey, State, StoreKeys, TokenRecord,
 };
 
 /// What is new in a cluster that was restored from a backup.
@@ -31,6 +32,14 @@ pub struct Restoration {
     pub worker_token: TokenRecord,
     /// A new manager join token.
     pub manager_token: TokenRecord,
+}
+
+impl Cluster {
+    /// Where the clock is behind the history before, the next number has to do.
+    fn begin_history(&mut self, at: Timestamp) {
+        let second = at.0 / 1_000_000_000;
+        self.incarnation = second.max(self.incarnation + 1);
+    }
 }
 
 impl State {
@@ -59,7 +68,7 @@ impl State {
             return Err(Rejected::IdTaken { kind: "member", id: id.to_string() });
         }
         cluster.next_member += 1;
-        cluster.incarnation += 1;
+        cluster.begin_history(at);
         cluster.succeed(at, &new.ca_certificate, &new.ca_key, &new.former);
         cluster.uncertified = [id].into();
         self.mark_operators(at);
@@ -78,13 +87,13 @@ impl State {
     }
 
     /// Goes on with one of the managers alone, when most of the others are lost for good.
-    pub(crate) fn force_new_cluster(&mut self, id: u64) -> Result<Change, Rejected> {
+    pub(crate) fn force_new_cluster(&mut self, at: Timestamp, id: u64) -> Result<Change, Rejected> {
         let member = self.members.get(&id).cloned().ok_or(Rejected::NoMember { id })?;
         let cluster = self.cluster_mut()?;
         if !cluster.ca_key.seals.contains_key(&id) {
             return Err(Rejected::NoKeys { id });
         }
-        cluster.incarnation += 1;
+        cluster.begin_history(at);
         let others: Vec<u64> =
             cluster.ca_key.seals.keys().copied().filter(|of| *of != id).collect();
         others.into_iter().for_each(|other| cluster.unseal_for(other));

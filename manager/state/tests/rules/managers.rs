@@ -171,6 +171,32 @@ fn a_restored_cluster_keeps_what_it_had_and_has_new_keys() {
     assert_eq!(cluster.state.cluster().unwrap().roots(Timestamp(0)), [vec![2]]);
 }
 
+/// Nodes have values of a history under its number: two that begin at one backup, or at logs of one cluster, must not share it.
+#[test]
+fn histories_that_begin_at_one_state_have_numbers_that_rise_with_the_clock() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut cluster = Cluster::new();
+    cluster.manager(2, &[1]).unwrap();
+    let begin = |from: &State, at: u64, command: &Command| {
+        let mut state = from.clone();
+        let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
+        let envelope = Envelope { at: Timestamp(at), actor, command: command.clone() };
+        state.apply(cluster.index + 1, &envelope).unwrap();
+        state
+    };
+    let restore = restoration(3, 1, u64::MAX);
+    for command in [&restore, &Command::ForceNewCluster { member: 2 }] {
+        let now = 1_795_000_000 * SECOND;
+        let [first, second] =
+            [now, now + SECOND].map(|at| begin(&cluster.state, at, command).revision().incarnation);
+        assert_eq!((first, second), (1_795_000_000, 1_795_000_001));
+    }
+    // From there on a clock that is behind does no harm.
+    let first = begin(&cluster.state, 1_795_000_000 * SECOND, &restore);
+    let next = begin(&first, 7 * SECOND, &Command::ForceNewCluster { member: 3 });
+    assert_eq!(next.revision().incarnation, 1_795_000_001);
+}
+
 /// The others are members no more, have no seals, and their numbers are not given again.
 #[test]
 fn a_forced_cluster_has_one_member_and_no_seals_for_others() {
