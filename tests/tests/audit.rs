@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use keyhole_tests::{Cluster, Ground, Ran, run, wait};
+use keyhole_tests::{Cluster, Daemon, Ground, Ran, keyhole_binary, run, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -326,6 +326,39 @@ fn a_stop_with_a_full_disk_says_how_many_lines_are_lost() {
     fs::remove_file(&filler).unwrap();
     cluster.resume();
     assert_eq!(cluster.stop(Signal::TERM).code(), Some(0));
+}
+
+/// A cluster lets in a manager once: one that cannot keep its audit does not ask, and may try again.
+#[test]
+fn a_manager_that_cannot_keep_its_audit_does_not_join() {
+    let cluster = Cluster::start();
+    let ground = cluster.ground();
+    let data = ground.folder().join("late");
+    fs::create_dir(&data).unwrap();
+    let disk = ground.small_disk("late/audit", 1);
+    let token = ground.folder().join("late.token");
+    fs::write(&token, cluster.ok(["cluster", "join-token", "-q", "manager"])).unwrap();
+    let run = |token: &Path| {
+        let mut command = Command::new(keyhole_binary());
+        command.args(["manager", "run", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data);
+        command.arg("--socket").arg(ground.folder().join("late.sock"));
+        command.args(["--join", &cluster.address().to_string(), "--token-file"]).arg(token);
+        Daemon::start(ground, "late", command)
+    };
+    disk.make_read_only();
+    let mut refused = run(&token);
+    assert_eq!(refused.wait().code(), Some(1));
+    assert!(refused.log().contains("cannot keep the audit in"), "{}", refused.log());
+    assert_eq!(cluster.ok(["manager", "ls", "-q"]).lines().count(), 1);
+    disk.resize(1);
+    // One that gets further and fails then leaves no line of an audit.
+    let none = ground.folder().join("none");
+    let mut refused = run(&none);
+    assert_eq!(refused.wait().code(), Some(1));
+    assert!(refused.log().contains(none.to_str().unwrap()), "{}", refused.log());
+    let mut late = run(&token);
+    late.wait_for_word("ready");
+    assert_eq!(cluster.ok(["manager", "ls", "--format", "{{.Member}}"]), "1\n2\n");
 }
 
 /// A command's lines as they come.

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a folder that has anything else in it is never initialised, and a cluster is never made twice.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::SocketAddr;
@@ -60,11 +61,15 @@ pub(super) async fn open(
     let address = config.advertise.clone().unwrap_or_else(|| reachable(bound));
     let attempts =
         unlocked.as_ref().map(|unlocked| (unlocked.by.clone(), unlocked.attempts.clone()));
-    let (kek, joined) = prepare(config, &address, unlocked.map(|unlocked| unlocked.kek)).await?;
+    let kek = prepare(config, unlocked.map(|unlocked| unlocked.kek))?;
     let audit = config.data_dir.join("audit");
     let opened = AuditLog::open(&audit, config.audit_file_bytes, config.audit_syslog.as_deref());
     let audit = opened.map_err(|e| folder_error("keep the audit in", &audit, e))?;
     let audit = Arc::new(audit);
+    let joined = match Store::exists(&config.data_dir) {
+        true => None,
+        false => make_store(config, &address, &kek).await?,
+    };
     if let Some((by, attempts)) = &attempts {
         let wrong = |by| audit.refused_actor(by, "cluster.unlock", "a wrong unlock key");
         attempts.iter().for_each(wrong);
@@ -122,12 +127,8 @@ pub(super) fn observer(audit: Arc<AuditLog>) -> Observer {
     })
 }
 
-/// The folder and the key file; makes the store if there is none and that was asked for.
-async fn prepare(
-    config: &ManagerConfig,
-    address: &str,
-    unlocked: Option<Kek>,
-) -> Result<(Kek, Option<Joined>), StartError> {
+/// The folder and the key file, both made if a store is to be.
+fn prepare(config: &ManagerConfig, unlocked: Option<Kek>) -> Result<Kek, StartError> {
     let (folder, file) = (&config.data_dir, config.kek());
     if config.init || config.join.is_some() {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -144,34 +145,43 @@ async fn prepare(
         Err(error) => return Err(folder_error("read", folder, error)),
     }
     if let Some(kek) = unlocked {
-        return Ok((kek, None));
+        return Ok(kek);
     }
     if file.parent() == Some(folder.as_path()) {
         tracing::warn!(file = %file.display(), "the key file lies beside the store: whoever copies both reads \
             everything; keep it elsewhere with --kek-file");
     }
     if Store::exists(folder) {
-        let kek = KeyPlace::new(file).fitting(&Store::sealed(folder)?)?;
-        return Ok((kek, None));
+        return Ok(KeyPlace::new(file).fitting(&Store::sealed(folder)?)?);
     }
     if !config.init && config.join.is_none() {
         let folder = folder.display().to_string();
         return Err(StoreError::NotInitialised { folder }.into());
     }
     refuse_strangers(folder, &file)?;
-    let kek = Kek::open_or_create(&file)?;
+    Ok(Kek::open_or_create(&file)?)
+}
+
+/// The store of a new cluster's first manager, or of one that was let in. A cluster lets in a manager once with what it made
+/// for that: whatever else may fail at this machine has to be there before.
+async fn make_store(
+    config: &ManagerConfig,
+    address: &str,
+    kek: &Kek,
+) -> Result<Option<Joined>, StartError> {
+    let folder = &config.data_dir;
     if let Some(asked) = &config.join {
         let joined = join::join(asked, address, &own_hostname()).await?;
-        Store::create(folder, &joined.identity, &kek)?;
-        return Ok((kek, Some(joined)));
+        Store::create(folder, &joined.identity, kek)?;
+        return Ok(Some(joined));
     }
     let identity = StoreIdentity {
         cluster: ClusterId::from_entropy(random()?).to_string(),
         manager: NodeId::from_entropy(random()?).to_string(),
         member: FIRST,
     };
-    Store::create(folder, &identity, &kek)?;
-    Ok((kek, None))
+    Store::create(folder, &identity, kek)?;
+    Ok(None)
 }
 
 /// Only what an initialisation that was cut short left may be there.
@@ -190,15 +200,12 @@ pub(super) fn refuse_strangers(folder: &Path, kek: &Path) -> Result<(), StartErr
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let ours = OURS.iter().any(|known| name == *known) || entry.path() == kek;
-        // Another history's lines: those of the new one would be taken for written up to where they end.
         let inside = match name == "audit" {
-            true => {
-                fs::read_dir(entry.path()).map_err(failed)?.next().transpose().map_err(failed)?
-            }
+            true => lines_in(&entry.path()).map_err(failed)?,
             false => None,
         };
         let found = match inside {
-            Some(file) => Path::new(&name).join(file.file_name()),
+            Some(file) => Path::new(&name).join(file),
             None if ours => continue,
             None => Path::new(&name).to_owned(),
         };
@@ -212,6 +219,19 @@ pub(super) fn refuse_strangers(folder: &Path, kek: &Path) -> Result<(), StartErr
         tracing::warn!(folder = %folder.display(), "the data folder is open to others (mode {mode:04o}); chmod 700 it");
     }
     Ok(())
+}
+
+/// A file of another history's lines: those of the new one would be taken for written up to where they end. A start that
+/// failed left an empty one.
+fn lines_in(audit: &Path) -> io::Result<Option<OsString>> {
+    for file in fs::read_dir(audit)? {
+        let file = file?;
+        let found = file.metadata()?;
+        if !found.is_file() || found.len() > 0 {
+            return Ok(Some(file.file_name()));
+        }
+    }
+    Ok(None)
 }
 
 pub(super) fn folder_error(doing: &'static str, folder: &Path, source: io::Error) -> StartError {
