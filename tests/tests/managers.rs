@@ -1,5 +1,6 @@
 //! Several managers: joining, one history by all of them, and what goes on when one of them is gone.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -543,6 +544,9 @@ fn who_was_away_follows_a_leader_that_joined_meanwhile() {
         leader if leader.trim() == address => Ok(()),
         other => Err(other),
     });
+    let audit = fs::read_to_string(managers[0].data().join("audit/audit-000001.jsonl"));
+    let line = "\"action\":\"manager.transfer-leader\"";
+    assert_eq!(audit.expect("its audit").matches(line).count(), 1);
     newcomer.ok_with(["secret", "create", "meanwhile", "-"], b"v");
     managers[2].resume();
     wait::until("the one that was away to catch up", || {

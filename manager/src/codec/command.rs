@@ -173,6 +173,7 @@ fn command_out(command: &Command) -> out::Command {
         Command::NoteUnlockKey { number } => {
             Out::NoteUnlockKey(out::NoteUnlockKey { number: *number })
         }
+        Command::TransferLeader { to } => Out::TransferLeader(out::TransferLeader { to: *to }),
         Command::ShowToken { role } => {
             Out::ShowToken(out::ShowToken { role: role_out(*role).into() })
         }
@@ -416,6 +417,7 @@ fn command_in(command: out::Command) -> Result<Command> {
         In::Shred(out::Shred {}) => Command::Shred,
         In::ShowUnlockKey(out::ShowUnlockKey {}) => Command::ShowUnlockKey,
         In::NoteUnlockKey(out::NoteUnlockKey { number }) => Command::NoteUnlockKey { number },
+        In::TransferLeader(transfer) => Command::TransferLeader { to: transfer.to },
         In::ShowToken(show) => Command::ShowToken { role: role_in(show.role)? },
         In::RotateToken(rotate) => Command::RotateToken {
             role: role_in(rotate.role)?,

@@ -79,7 +79,10 @@ pub(super) async fn transfer_leader(
     };
     let to = match shell.replica_status(by).leader {
         Some(leader) if leader == to => to,
-        _ => shell.hand_over(to).await?,
+        _ => {
+            shell.propose(by, Command::TransferLeader { to }).await?;
+            shell.hand_over(to).await?
+        }
     };
     one(shell, by, to).await
 }

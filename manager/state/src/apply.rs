@@ -103,7 +103,9 @@ impl State {
             Command::ShowUnlockKey => self.show_unlock_key(),
             Command::NoteUnlockKey { number } => self.note_unlock_key(*number),
             // All that it does is in the audit.
-            Command::ShowToken { .. } => Ok(Applied::rows([], Outcome::Done)),
+            Command::ShowToken { .. } | Command::TransferLeader { .. } => {
+                Ok(Applied::rows([], Outcome::Done))
+            }
             Command::RotateToken { role, token } => self.rotate_token(*role, token),
             Command::ChangeCluster(change) => self.change_cluster(change),
             Command::NoteAuditHead { member, seq, hash } => {

@@ -77,6 +77,7 @@ fn action(command: &Command) -> Option<&'static str> {
         Command::Shred => "cluster.shred",
         Command::ShowUnlockKey => "cluster.unlock-key.show",
         Command::NoteUnlockKey { .. } => "cluster.unlock-key.seen",
+        Command::TransferLeader { .. } => "manager.transfer-leader",
         Command::ShowToken { .. } => "cluster.join-token.show",
         Command::RotateToken { .. } => "cluster.join-token.rotate",
         Command::ChangeCluster(_) => "cluster.update",
@@ -157,7 +158,10 @@ impl State {
             }
             Command::NoteBackup { recipients } => recipients.clone(),
             Command::Restore(new) => vec![format!("{} ({})", new.member.hostname, new.member.node)],
-            Command::ForceNewCluster { member: id } => vec![member(id)],
+            Command::TransferLeader { to: 0 } => Vec::new(),
+            Command::ForceNewCluster { member: id } | Command::TransferLeader { to: id } => {
+                vec![member(id)]
+            }
         }
     }
 }

@@ -196,6 +196,8 @@ pub enum Command {
     ShowUnlockKey,
     /// An operator has the unlock key of that demand: stores may be written under it.
     NoteUnlockKey { number: u64 },
+    /// An operator has this member lead; 0 is the one that is furthest.
+    TransferLeader { to: u64 },
     /// An operator is shown the join token of that role.
     ShowToken { role: TokenRole },
     /// A new join token.

@@ -94,6 +94,7 @@ fn act(command: &Command) -> Option<Act> {
         Command::RemoveMember { .. } => Act::RemoveManager,
         Command::RotateKeyring(_) => Act::RotateKeys,
         Command::RotateCa(_) => Act::RotateCa,
+        Command::TransferLeader { .. } => Act::TransferLeader,
         Command::ShowToken { .. } | Command::RotateToken { .. } => Act::JoinToken,
         Command::RenewStoreKeys(new) => match new.why {
             Renewal::Autolock | Renewal::NoAutolock => Act::UpdateCluster,

@@ -210,6 +210,7 @@ fn commands(cluster: &Cluster) -> Vec<(Act, Command)> {
         (Act::RemoveNode, Command::RemoveNode { id: node }),
         (Act::DemoteManager, Command::DemoteMember { id: 7 }),
         (Act::RemoveManager, Command::RemoveMember { id: 7 }),
+        (Act::TransferLeader, Command::TransferLeader { to: 7 }),
         (Act::JoinToken, Command::ShowToken { role: TokenRole::Manager }),
         (Act::JoinToken, Command::RotateToken { role: TokenRole::Worker, token }),
         (Act::UpdateCluster, Command::ChangeCluster(ClusterChange::default())),

@@ -222,6 +222,7 @@ fn history() -> Vec<Command> {
         Command::NoteUnlockKey { number: 1 },
         Command::Shred,
         Command::ShowToken { role: TokenRole::Worker },
+        Command::TransferLeader { to: 2 },
     ]
 }
 
