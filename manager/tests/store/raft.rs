@@ -1,11 +1,11 @@
 //! Raft over the real store: openraft's own storage suite, restarts, snapshots, purges.
-use crate::disk::{identity, kek};
+use crate::disk::{FILE, identity, kek, new_disk};
 use keyhole_domain::{Labels, NodeId, SecretId, Timestamp, Version};
 use keyhole_manager::raft::{
     LogStore, Observed, Observer, Peer, Peers, ProposeError, RaftHandle, SnapshotData,
     SnapshotInput, StartOptions, StateMachine, TypeConfig,
 };
-use keyhole_manager::store::Store;
+use keyhole_manager::store::{Load, OnFatal, Store};
 use keyhole_proto::v1;
 use keyhole_state::{
     Actor, Command, Envelope, InitCluster, KeySeal, Member, Rejected, SealedKey, SealedValue,
@@ -244,6 +244,61 @@ async fn a_long_log_becomes_a_snapshot_and_is_purged() {
     let raft = start_with(folder.path(), options, nobody()).await;
     assert_same(&raft.read_latest(State::clone).await.unwrap(), &before);
     raft.propose(secret(9999, 10)).await.unwrap().result.unwrap();
+    raft.shutdown().await.unwrap();
+}
+
+/// More than the limit is on its way to the disk right after a snapshot: another one at the same place would never be seen to
+/// be done, and none would follow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_go_on_after_more_than_the_limit_was_in_flight() {
+    let disk = new_disk();
+    let open = |on_fatal: OnFatal, load: Load<'_>| {
+        Store::open_on(disk.clone(), disk.mark_file(), FILE, &kek(), on_fatal, load).map(Arc::new)
+    };
+    let options = StartOptions { snapshot_at_bytes: 200_000, keep_log_bytes: 50_000 };
+    let on_stop = Arc::new(|reason: String| panic!("stopped: {reason}"));
+    let raft = RaftHandle::start_on(open, Peers::default(), options, nobody(), on_stop).await;
+    let raft = raft.unwrap();
+    raft.found(peer()).await.unwrap();
+    assert!(raft.wait_leader(SOON).await, "no leader");
+    fill(&raft, 5, 10_000).await;
+    let applied = *raft.applied().borrow();
+    raft.raft().trigger().snapshot().await.unwrap();
+    let wait = |within| raft.raft().wait(Some(within));
+    let at = wait(SOON)
+        .metrics(|now| now.snapshot.is_some_and(|id| id.index == applied), "all in a snapshot")
+        .await;
+    assert_eq!(at.unwrap().last_applied.map(|id| id.index), Some(applied));
+    let writes: Vec<_> = {
+        let (held, holding) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let disk = disk.clone();
+        let holder = std::thread::spawn(move || {
+            let _the_disk_stands_still = disk.state();
+            held.send(()).unwrap();
+            let _ = released.recv();
+        });
+        holding.recv().unwrap();
+        let propose = |number| {
+            let raft = raft.clone();
+            tokio::spawn(async move { raft.propose(secret(number, 10_000)).await })
+        };
+        let writes = (100..130).map(propose).collect();
+        let taken = wait(SOON)
+            .metrics(|now| now.last_log_index >= Some(applied + 30), "all of it in the log")
+            .await;
+        assert_eq!(taken.unwrap().last_applied.map(|id| id.index), Some(applied), "on its way");
+        drop(release);
+        holder.join().unwrap();
+        writes
+    };
+    for write in writes {
+        write.await.unwrap().unwrap().result.unwrap();
+    }
+    let more = wait(SOON)
+        .metrics(|now| now.snapshot.is_some_and(|id| id.index > applied), "another snapshot")
+        .await;
+    more.unwrap();
     raft.shutdown().await.unwrap();
 }
 
