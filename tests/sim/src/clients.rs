@@ -1,11 +1,12 @@
 //! Callers of a manager: they create, rotate, roll back and read, and remember what they were told.
 //!
-//! Invariant: only what was acknowledged is held against the cluster; what ended otherwise may have been done or not.
+//! Invariant: only what was acknowledged, or said not to be done, is held against the cluster; what ended otherwise may have
+//! been done or not.
 
 use std::time::Duration;
 
 use keyhole_domain::{Labels, SecretId, Version};
-use keyhole_manager::raft::RaftHandle;
+use keyhole_manager::raft::{ProposeError, RaftHandle};
 use keyhole_state::{Command, RotateItem, State};
 use tokio::time::sleep;
 
@@ -116,6 +117,13 @@ async fn write(
             world.trace.note(("rejected", member, committed.index));
             // That it was refused is an answer as well: it was decided by what was there then.
             world.watch.acknowledged.written(committed.index, None);
+            kept.into_iter().for_each(|kept| world.watch.undone.told(kept.mark));
+            false
+        }
+        Err(ProposeError::NotLeader { .. } | ProposeError::Refused { .. }) => {
+            world.counts.undone += 1;
+            world.trace.note(("undone", member));
+            kept.into_iter().for_each(|kept| world.watch.undone.told(kept.mark));
             false
         }
         Err(error) => {

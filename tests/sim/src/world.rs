@@ -43,6 +43,7 @@ pub(crate) enum Order {
 pub(crate) struct Counts {
     pub(crate) written: u64,
     pub(crate) rejected: u64,
+    pub(crate) undone: u64,
     pub(crate) unknown: u64,
     pub(crate) read: u64,
     pub(crate) unread: u64,

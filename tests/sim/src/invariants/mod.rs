@@ -1,10 +1,11 @@
-//! What must hold at every moment, one file each. The first four are those of the Raft paper: D. Ongaro and J. Ousterhout,
-//! "In Search of an Understandable Consensus Algorithm" (extended version), figure 3; the other two are Keyhole's promises.
+//! What must hold at every moment, one file each. Four are those of the Raft paper: D. Ongaro and J. Ousterhout,
+//! "In Search of an Understandable Consensus Algorithm" (extended version), figure 3; the others are Keyhole's promises.
 //!
 //! Invariant: nothing is asked of the manager's own bookkeeping but what it has on its disk and in its state; a check
 //! remembers over restarts.
 
 pub(crate) mod acknowledged;
+mod done_once;
 mod election_safety;
 mod leader_completeness;
 mod log_matching;
@@ -82,6 +83,7 @@ pub(crate) struct Watch {
     completeness: leader_completeness::Committed,
     machine: state_machine_safety::Applied,
     pub(crate) acknowledged: acknowledged::Acknowledged,
+    pub(crate) undone: done_once::Undone,
     pub(crate) revisions: node_revisions::Shown,
 }
 
@@ -129,6 +131,7 @@ impl Watch {
         if applied != before && applied.is_multiple_of(COMPARED) {
             running.replica.read(|state| self.machine.state(member, applied, digest(state)))?;
             running.replica.read(|state| self.acknowledged.holds(member, state))?;
+            running.replica.read(|state| self.undone.holds(member, state))?;
         }
         if leads && (!seen.leads || seen.term != term) {
             self.election.leads(member, term)?;
@@ -143,7 +146,8 @@ impl Watch {
     pub(crate) fn settled(&mut self, member: u64, state: &State) -> Result<(), String> {
         self.machine.state(member, state.index(), digest(state))?;
         state.invariants().map_err(|why| format!("state of m{member}: {why}"))?;
-        self.acknowledged.holds(member, state)
+        self.acknowledged.holds(member, state)?;
+        self.undone.holds(member, state)
     }
 
     /// The terms that had a leader.
