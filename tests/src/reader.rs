@@ -35,8 +35,8 @@ pub struct ReaderSpec {
     pub mount: PathBuf,
     /// How many threads do the work.
     pub threads: u32,
-    /// Cycles of all threads together; 0: until it is told to stop.
-    pub cycles: u64,
+    /// The place on the board where it says how many cycles its threads have done, if anybody wants to know.
+    pub done: Option<usize>,
     /// The place on the board that says when to stop.
     pub stop: usize,
     /// Who it may be. More than one: the board says which one it is at the moment.

@@ -32,6 +32,10 @@ mod planted {}
 const LEFT: [(&str, u32); 3] = [("pw", 0), ("left", 1), ("tls/key", 0)];
 const RIGHT: [(&str, u32); 3] = [("pw", 2), ("right", 3), ("tls/key", 2)];
 const SECRETS: [&str; 4] = ["s0", "s1", "s2", "s3"];
+/// From here on, by reader: the cycles that it has done.
+const DONE: usize = FLOORS + SECRETS.len();
+/// More than any run takes: what hangs is ended by nextest.
+const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
 fn sight(files: &[(&str, u32)], foreign: &[&str]) -> Sight {
     let own = |text: &&str| (*text).to_owned();
@@ -90,7 +94,7 @@ impl Scene {
             mount: self.mount.clone(),
             stop: STOP,
             threads: 1,
-            cycles: 0,
+            done: None,
             sights,
             cold: false,
         }
@@ -142,17 +146,18 @@ fn read_all(scene: &Scene, scale: &Scale) -> Report {
         std::fs::create_dir(&cgroup).expect("root can make a cgroup");
         cgroup
     };
-    let share = scale.opens / 4;
-    let cycles = |spec: ReaderSpec| ReaderSpec { cycles: share, ..spec };
-    let threaded =
-        ReaderSpec { threads: 2, ..cycles(scene.spec(Some(scene.left.clone()), vec![left()])) };
+    let counted = |at: usize, cgroup: Option<PathBuf>, sight: Sight| ReaderSpec {
+        done: Some(DONE + at),
+        ..scene.spec(cgroup, vec![sight])
+    };
     let deep = nested(&nested(&scene.left, "inner"), "deeper");
     let inner = nested(&scene.right, "inner");
-    let readers = [
+    let threaded = ReaderSpec { threads: 2, ..counted(0, Some(scene.left.clone()), left()) };
+    let mut readers = [
         Reader::start("left, two threads", &threaded),
-        Reader::start("left, nested twice", &cycles(scene.spec(Some(deep), vec![left()]))),
-        Reader::start("right, nested", &cycles(scene.spec(Some(inner), vec![right()]))),
-        Reader::start("outside", &cycles(scene.spec(None, vec![nobody()]))),
+        Reader::start("left, nested twice", &counted(1, Some(deep), left())),
+        Reader::start("right, nested", &counted(2, Some(inner), right())),
+        Reader::start("outside", &counted(3, None, nobody())),
     ];
     let moved = std::thread::scope(|scope| {
         let killer = scope.spawn(|| kill_callers(scene, scale.kills));
@@ -162,7 +167,16 @@ fn read_all(scene: &Scene, scale: &Scale) -> Report {
     });
     println!("moved {} times: {moved:?}", scale.moves);
     assert!(moved.reads > u64::from(scale.moves) && moved.unsure > 0, "{moved:?}");
+    wait::until_within(LONGEST, "the readers to have opened enough", || {
+        let done: u64 = (0..readers.len()).map(|at| scene.board.get(DONE + at)).sum();
+        let enough = done >= scale.opens || readers.iter_mut().any(Reader::ended);
+        if enough { Ok(()) } else { Err(format!("{done} cycles")) }
+    });
+    scene.board.set(STOP, 1);
     let reports = readers.map(Reader::finish);
+    for report in &reports {
+        assert!(report.opens > scale.opens / 16, "one of them hardly opened anything: {report:?}");
+    }
     reports.iter().fold(Report::default(), Report::plus)
 }
 

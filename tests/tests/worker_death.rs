@@ -61,7 +61,7 @@ fn a_hundred_readers_notice_no_death_of_the_worker() {
         cgroup: Some(task.cgroup()),
         mount: node.mount(),
         threads: READERS,
-        cycles: 0,
+        done: None,
         sights: vec![Sight {
             files: (0..FILES).map(|n| (name(n), n)).collect(),
             listing: (0..FILES).map(name).collect(),
