@@ -181,7 +181,10 @@ fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         },
         other => other,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // Another thread looks after the connection: this one may wait for a person, or for who reads what is printed, for longer
+    // than the manager waits for a sign of life.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("cannot start: {error}")))?;

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use age::secrecy::ExposeSecret;
 use keyhole_proto::v1;
@@ -384,6 +386,30 @@ fn a_damaged_backup_is_refused_and_leaves_nothing() {
     fs::write(&damaged, &whole).unwrap();
     cluster.ok(args);
     assert!(data.join("store.redb").exists() && !data.join("restoring").exists());
+}
+
+/// Longer than a manager waits for a sign of life.
+const PAUSE: Duration = Duration::from_secs(12);
+
+/// Who reads it may ask somebody for a password first, as ssh does.
+#[test]
+fn a_backup_waits_for_who_reads_it() {
+    let cluster = Cluster::start();
+    for n in 0..8 {
+        cluster.ok_with(["secret", "create", &format!("s{n}"), "-"], &[b'x'; 500 << 10]);
+    }
+    let (key, recipient, _) = identity(&cluster, "identity");
+    let mut command = cluster.command(["cluster", "backup", "--recipient", &recipient, "-"]);
+    let mut backup = command.stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(PAUSE);
+    let mut bytes = Vec::new();
+    backup.stdout.take().unwrap().read_to_end(&mut bytes).unwrap();
+    assert!(backup.wait().unwrap().success(), "{} bytes", bytes.len());
+    let folder = cluster.ground().folder();
+    let (file, data) = (folder.join("b.age"), folder.join("restored"));
+    fs::write(&file, bytes).unwrap();
+    let from = ["cluster", "restore", "--from", text(&file), "--identity-file", text(&key)];
+    cluster.ok(from.iter().chain(&["--data-dir", text(&data)]));
 }
 
 /// The folder of the audit may be a disk of its own, and that one read-only or full: no store is made of which the audit
