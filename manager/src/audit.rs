@@ -38,9 +38,12 @@ pub const LEAST_FILE_BYTES: u64 = 4 << 10;
 
 /// More lines than this are not kept in memory while the disk refuses them.
 const WAITING: usize = 10_000;
-/// Refusals that have a line of their own at once, and each second; of the others lines say how many.
+/// Refusals that have a line of their own at once; of the others lines say how many.
 const BURST: u32 = 50;
-const EACH_SECOND: u32 = 10;
+/// How often one more has, of those who have a certificate or are on this machine.
+const KNOWN: Duration = Duration::from_millis(100);
+/// Of anybody who reaches the port, and is not to fill the disk: some 2 MB a day.
+const STRANGERS: Duration = Duration::from_secs(10);
 
 /// Whose audit it is.
 #[derive(Debug, Clone)]
@@ -99,11 +102,26 @@ struct Inner {
     syslog: Option<Syslog>,
     /// The last log index that has a line.
     last: u64,
-    waiting: VecDeque<String>,
+    waiting: VecDeque<Waiting>,
     lost: u64,
     /// Why lines wait.
     failing: Option<io::Error>,
-    bucket: Bucket,
+    known: Bucket,
+    strangers: Bucket,
+}
+
+/// A line that is not in the file yet.
+#[derive(Debug)]
+struct Waiting {
+    record: String,
+    /// Whether syslog has it.
+    copied: bool,
+}
+
+impl From<String> for Waiting {
+    fn from(record: String) -> Self {
+        Self { record, copied: false }
+    }
 }
 
 impl AuditLog {
@@ -122,7 +140,8 @@ impl AuditLog {
                 waiting: VecDeque::new(),
                 lost: 0,
                 failing: None,
-                bucket: Bucket::new(Instant::now()),
+                known: Bucket::new(Instant::now(), KNOWN),
+                strangers: Bucket::new(Instant::now(), STRANGERS),
             }),
             refused: AtomicU64::new(0),
         })
@@ -165,7 +184,11 @@ impl AuditLog {
     pub(crate) fn refused_actor(&self, actor: &Actor, action: &'static str, why: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.lock();
-        if let Some(suppressed) = inner.bucket.take(Instant::now()) {
+        let bucket = match actor {
+            Actor::Joiner { .. } => &mut inner.strangers,
+            _ => &mut inner.known,
+        };
+        if let Some(suppressed) = bucket.take(Instant::now()) {
             inner.write(line::refusal(actor, action, why, suppressed));
         }
     }
@@ -264,14 +287,14 @@ impl Inner {
                 "lines of the audit are missing: its files were cut, or put back"
             );
             self.file.skip_to(noted);
-            self.waiting.push_front(line::missing(last + 1, noted));
+            self.waiting.push_front(line::missing(last + 1, noted).into());
             self.flush();
             return;
         }
         match self.file.line(noted) {
             Ok(Some(line)) if line.hash != hash => {
                 tracing::error!(line = noted, "lines of the audit are not those that were written");
-                self.waiting.push_front(line::rewritten(noted));
+                self.waiting.push_front(line::rewritten(noted).into());
                 self.flush();
             }
             Ok(_) => {}
@@ -284,7 +307,8 @@ impl Inner {
 
     /// The last refusals of a flood have none after them that could tell of them.
     fn count_refusals(&mut self) {
-        match std::mem::take(&mut self.bucket.suppressed) {
+        let of = |bucket: &mut Bucket| std::mem::take(&mut bucket.suppressed);
+        match of(&mut self.known) + of(&mut self.strangers) {
             0 => {}
             refusals => self.write(line::suppressed(refusals)),
         }
@@ -293,21 +317,24 @@ impl Inner {
     fn write(&mut self, line: String) {
         if self.waiting.len() >= WAITING {
             self.lost += 1;
+            if let Some(syslog) = &mut self.syslog {
+                syslog.send(&line);
+            }
             return;
         }
-        self.waiting.push_back(line);
+        self.waiting.push_back(line.into());
         self.flush();
     }
 
     fn flush(&mut self) {
         let Some(writer) = &self.writer else { return };
-        while let Some(record) = self.waiting.front() {
+        while let Some(Waiting { record, copied }) = self.waiting.front() {
             match self.file.append(writer, record) {
                 Ok(line) => {
-                    self.waiting.pop_front();
-                    if let Some(syslog) = &mut self.syslog {
+                    if let (Some(syslog), false) = (&mut self.syslog, copied) {
                         syslog.send(&line);
                     }
+                    self.waiting.pop_front();
                 }
                 Err(error) => return self.failed(error),
             }
@@ -317,7 +344,7 @@ impl Inner {
             tracing::warn!(lost, "the audit is written again");
         }
         if lost > 0 {
-            self.waiting.push_back(line::lost(lost));
+            self.waiting.push_back(line::lost(lost).into());
             self.flush();
         }
     }
@@ -328,6 +355,13 @@ impl Inner {
             tracing::error!(%error, file, "cannot write the audit; its lines wait in memory");
         }
         self.failing = Some(error);
+        // Syslog need not wait for the disk; as there is no line yet, it gets neither number nor hash.
+        if let Some(syslog) = &mut self.syslog {
+            for new in self.waiting.iter_mut().filter(|waiting| !waiting.copied) {
+                syslog.send(&new.record);
+                new.copied = true;
+            }
+        }
     }
 }
 
@@ -335,19 +369,20 @@ impl Inner {
 #[derive(Debug)]
 struct Bucket {
     tokens: u32,
+    /// After which there is one more.
+    step: Duration,
     filled: Instant,
     suppressed: u64,
 }
 
 impl Bucket {
-    fn new(now: Instant) -> Self {
-        Self { tokens: BURST, filled: now, suppressed: 0 }
+    fn new(now: Instant, step: Duration) -> Self {
+        Self { tokens: BURST, step, filled: now, suppressed: 0 }
     }
 
     /// How many were left out before this one, or nothing if this one is left out too.
     fn take(&mut self, now: Instant) -> Option<u64> {
-        let step = Duration::from_secs(1) / EACH_SECOND;
-        let steps = now.duration_since(self.filled).as_nanos() / step.as_nanos();
+        let steps = now.duration_since(self.filled).as_nanos() / self.step.as_nanos();
         let steps = u32::try_from(steps).unwrap_or(BURST).min(BURST);
         if steps > 0 {
             self.tokens = self.tokens.saturating_add(steps).min(BURST);
@@ -373,6 +408,7 @@ mod tests {
     use std::fs::{self, File};
     use std::io::BufReader;
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixDatagram;
 
     fn record(index: u64) -> AuditRecord {
         AuditRecord {
@@ -507,7 +543,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let audit = opened(folder.path());
         // Nothing is filled up meanwhile, however slow this machine is.
-        audit.lock().bucket.filled = Instant::now() + Duration::from_secs(3600);
+        audit.lock().strangers.filled = Instant::now() + Duration::from_secs(3600);
         for _ in 0..1000 {
             audit.refused(&Caller::Unknown, "secret.rm", "no");
         }
@@ -531,8 +567,54 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_strangers_hides_no_refusal_of_somebody() {
+        let folder = tempfile::tempdir().unwrap();
+        let audit = opened(folder.path());
+        audit.lock().strangers.filled = Instant::now() + Duration::from_secs(3600);
+        let stranger = Actor::Joiner { address: "10.0.0.9:4000".into() };
+        for _ in 0..1000 {
+            audit.refused_actor(&stranger, "secret.rm", "no");
+        }
+        audit.refused_actor(&record(1).actor, "secret.rm", "no");
+        let lines = lines(folder.path());
+        assert_eq!(lines.len(), BURST as usize + 1);
+        assert_eq!(lines[BURST as usize]["refused"]["actor"]["pid"], 7, "{lines:?}");
+    }
+
+    #[test]
+    fn syslog_has_each_line_once_and_does_not_wait_for_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("log");
+        let reader = UnixDatagram::bind(&socket).unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let audit = AuditLog::open(folder.path(), LEAST_FILE_BYTES, Some(&socket)).unwrap();
+        begin(&audit, Head::default());
+        let sent = || -> Vec<(u64, bool)> {
+            let mut bytes = [0; 2048];
+            let mut lines = Vec::new();
+            while let Ok(length) = reader.recv(&mut bytes) {
+                let text = std::str::from_utf8(&bytes[..length]).unwrap();
+                let json = &text[text.find('{').unwrap()..];
+                let line: serde_json::Value = serde_json::from_str(json).unwrap();
+                lines.push((line["index"].as_u64().unwrap(), line["hash"].is_string()));
+            }
+            lines
+        };
+        audit.applied(&record(1));
+        assert_eq!(sent(), [(1, true)]);
+        audit.lock().file.refuse(true);
+        audit.applied(&record(2));
+        audit.applied(&record(3));
+        assert_eq!(sent(), [(2, false), (3, false)]);
+        audit.lock().file.refuse(false);
+        audit.applied(&record(4));
+        assert_eq!(sent(), [(4, true)]);
+        assert_eq!(lines(folder.path()).len(), 4);
+    }
+
+    #[test]
     fn who_is_refused_after_a_flood_has_a_line_again_and_tells_of_it() {
-        let mut bucket = Bucket::new(Instant::now());
+        let mut bucket = Bucket::new(Instant::now(), KNOWN);
         let flood = (0..1000).filter(|_| bucket.take(bucket.filled).is_none()).count();
         assert_eq!(flood, 1000 - BURST as usize);
         let later = bucket.filled + Duration::from_secs(1);

@@ -296,6 +296,33 @@ fn a_full_disk_stops_no_revocation_and_loses_no_line() {
     assert!(!said.contains("note: "), "no piece of a line is left: {said}");
 }
 
+/// G10: what is left of a disk that the store is on too is the store's.
+#[test]
+fn the_audit_leaves_the_store_room_on_a_disk_of_both() {
+    let ground = Arc::new(Ground::new());
+    let disk = ground.small_disk("m", 64);
+    let cluster = Cluster::start_on(Arc::clone(&ground));
+    cluster.ok_with(["secret", "create", "pw", "-"], b"v");
+    cluster.ok(["service", "create", "web", "--secret", "pw"]);
+    let before = last_line(cluster.data());
+    // Somebody else leaves half of what the audit leaves.
+    let filler = disk.at().join("filler");
+    let file = fs::File::create(&filler).unwrap();
+    let free = rustix::fs::statvfs(disk.at()).unwrap();
+    let all_but = free.f_bavail * free.f_frsize - (4 << 20);
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, all_but).unwrap();
+    cluster.ok(["service", "rm", "web"]);
+    cluster.ok(["secret", "rm", "pw"]);
+    assert_eq!(last_line(cluster.data()), before, "they wait");
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    wait::until("the lines that waited", || match last_line(cluster.data()) {
+        last if last == before + 2 => Ok(()),
+        last => Err(format!("{last} of {}", before + 2)),
+    });
+    is_whole(&cluster, cluster.data());
+}
+
 /// G10: what never found room is told at the stop, by the log and the exit code.
 #[test]
 fn a_stop_with_a_full_disk_says_how_many_lines_are_lost() {

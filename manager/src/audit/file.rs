@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,9 +11,15 @@ use super::Writer;
 use super::chain::{Chained, Head};
 use super::line;
 
+/// What the audit leaves of a disk that the store is on too, which could keep no revocation without room. Of a disk that has
+/// less than eight times that: an eighth.
+const LEFT_TO_STORE: u64 = 64 << 20;
+
 #[derive(Debug)]
 pub(super) struct AuditFile {
     folder: PathBuf,
+    /// Whether the folder is on the disk of the one that it is in.
+    beside_store: bool,
     number: u32,
     file: Arc<File>,
     /// A file that is at least this long is followed by a new one.
@@ -44,9 +50,17 @@ impl AuditFile {
         }
         let number = files.last().map_or(1, |(number, _)| *number);
         let file = append_to(folder, number)?;
+        let parent = match folder.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        for made in [folder, parent] {
+            File::open(made)?.sync_all()?;
+        }
         let whole = newest.unwrap_or(0);
         let opened = Self {
             folder: folder.to_owned(),
+            beside_store: file.metadata()?.dev() == parent.metadata()?.dev(),
             number,
             torn: file.metadata()?.len() > whole,
             file: Arc::new(file),
@@ -101,6 +115,7 @@ impl AuditFile {
         if self.refusing {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        self.leaves_room()?;
         if self.whole >= self.limit && !self.torn {
             self.next_file()?;
         }
@@ -129,6 +144,22 @@ impl AuditFile {
         (self.head, self.torn) = (head, false);
         self.whole = before + text.len() as u64;
         Ok(last)
+    }
+
+    /// Whether a line takes nothing of what is the store's.
+    fn leaves_room(&self) -> io::Result<()> {
+        if !self.beside_store {
+            return Ok(());
+        }
+        let disk = rustix::fs::fstatvfs(&self.file)?;
+        let [free, all] = [disk.f_bavail, disk.f_blocks].map(|n| n.saturating_mul(disk.f_frsize));
+        match free < LEFT_TO_STORE.min(all / 8) {
+            true => {
+                let why = format!("the last {free} bytes of its disk are left to the store");
+                Err(io::Error::new(io::ErrorKind::StorageFull, why))
+            }
+            false => Ok(()),
+        }
     }
 
     /// What is after the last line, with the line break that ends it.
