@@ -33,8 +33,9 @@ use crate::ca::{CaApi, keep_ca, keep_renewed, keep_roots};
 use crate::cut_off::watch_quorum;
 use crate::dispatch::DispatchApi;
 use crate::key_place::KeyPlace;
+use crate::keys::Kek;
 use crate::listen::{OperatorSocket, Services, bind_port};
-use crate::operator::{OperatorApi, Unlocked};
+use crate::operator::OperatorApi;
 use crate::raft::{PeerApi, RaftHandle, keep_membership};
 use crate::rekey::keep_keyring;
 use crate::shell::Shell;
@@ -105,7 +106,7 @@ impl Manager {
 
     async fn start_unlocked(
         config: ManagerConfig,
-        unlocked: Option<Unlocked>,
+        unlocked: Option<(Kek, Arc<AuditLog>)>,
     ) -> Result<Running, StartError> {
         let (listener, address) = bind_port(&config.listen).await?;
         let opened = init::open(&config, address, unlocked).await?;

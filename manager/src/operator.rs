@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::{Action, Caller, OperatorSubject, act};
 use crate::shell::Shell;
-pub(crate) use locked::{LockedApi, Unlocked};
+pub(crate) use locked::LockedApi;
 
 /// The service; clones share the manager.
 #[derive(Clone)]

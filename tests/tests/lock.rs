@@ -94,6 +94,13 @@ fn a_manager_that_is_started_is_locked_and_only_the_key_opens_it() {
         assert!(refused.contains(why) && !refused.contains("hunter2"), "{refused}");
     }
     assert_eq!(status(locked, "Locked"), "true");
+    // Who tried is known also if nobody ever opens it.
+    let audit =
+        |of: &Cluster| fs::read_to_string(of.data().join("audit/audit-000001.jsonl")).unwrap();
+    assert_eq!(audit(locked).matches("a wrong unlock key").count(), 1);
+    managers[2].stop(Signal::KILL);
+    managers[2].resume_locked();
+    let locked = &managers[2];
 
     unlock(locked, &format!("{key}\n"));
     // It catches up by itself.
@@ -103,7 +110,7 @@ fn a_manager_that_is_started_is_locked_and_only_the_key_opens_it() {
     });
     let refused = locked.refused_with(["cluster", "unlock"], key.as_bytes());
     assert!(refused.contains("not locked"), "{refused}");
-    let audit = fs::read_to_string(locked.data().join("audit/audit-000001.jsonl")).unwrap();
+    let audit = audit(locked);
     let unlocked = audit.lines().filter(|line| line.contains("\"unlocked\":{")).count();
     let wrong = audit.lines().filter(|line| line.contains("a wrong unlock key")).count();
     assert_eq!((unlocked, wrong), (1, 1), "{audit}");

@@ -27,7 +27,6 @@ use crate::audit::{AuditLog, Head, Writer};
 use crate::ca::kept::{self, OWN_CERTIFICATE, Proof};
 use crate::key_place::KeyPlace;
 use crate::keys::Kek;
-use crate::operator::Unlocked;
 use crate::raft::{Observed, Observer, Peer, Peers, ProposeError, RaftHandle, StartOptions};
 use crate::seal::{Keyring, MemberKey, Purpose, seal_key_for_members};
 use crate::shell::OwnIdentity;
@@ -56,25 +55,16 @@ pub(super) struct Opened {
 pub(super) async fn open(
     config: &ManagerConfig,
     bound: SocketAddr,
-    unlocked: Option<Unlocked>,
+    unlocked: Option<(Kek, Arc<AuditLog>)>,
 ) -> Result<Opened, StartError> {
     let address = config.advertise.clone().unwrap_or_else(|| reachable(bound));
-    let attempts =
-        unlocked.as_ref().map(|unlocked| (unlocked.by.clone(), unlocked.attempts.clone()));
-    let kek = prepare(config, unlocked.map(|unlocked| unlocked.kek))?;
-    let audit = config.data_dir.join("audit");
-    let opened = AuditLog::open(&audit, config.audit_file_bytes, config.audit_syslog.as_deref());
-    let audit = opened.map_err(|e| folder_error("keep the audit in", &audit, e))?;
-    let audit = Arc::new(audit);
+    let (kek, audit) = unlocked.unzip();
+    let kek = prepare(config, kek)?;
+    let audit = audit.map_or_else(|| keep_audit(config), Ok)?;
     let joined = match Store::exists(&config.data_dir) {
         true => None,
         false => make_store(config, &address, &kek).await?,
     };
-    if let Some((by, attempts)) = &attempts {
-        let wrong = |by| audit.refused_actor(by, "cluster.unlock", "a wrong unlock key");
-        attempts.iter().for_each(wrong);
-        audit.unlocked(by);
-    }
     if config.force_new_cluster {
         force::alone(&config.data_dir, &kek, audit.clone()).await?;
     }
@@ -117,6 +107,13 @@ pub(super) async fn open(
             Err(error)
         }
     }
+}
+
+/// Opens the audit in its place.
+pub(super) fn keep_audit(config: &ManagerConfig) -> Result<Arc<AuditLog>, StartError> {
+    let folder = config.data_dir.join("audit");
+    let opened = AuditLog::open(&folder, config.audit_file_bytes, config.audit_syslog.as_deref());
+    opened.map(Arc::new).map_err(|e| folder_error("keep the audit in", &folder, e))
 }
 
 /// What becomes of the log has its lines in the audit.

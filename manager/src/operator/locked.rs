@@ -14,7 +14,8 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use tonic::{Request, Status};
 
-use crate::authz::Caller;
+use crate::audit::AuditLog;
+use crate::authz::{Action, Caller, act};
 use crate::keys::Kek;
 use crate::seal::{InputFor, input_aad, input_info, open_input};
 use crate::status::{internal, invalid};
@@ -23,19 +24,8 @@ use crate::store_keys::UNLOCK_KEY;
 
 /// After a wrong key.
 const PAUSE: Duration = Duration::from_secs(1);
-/// So many wrong attempts are kept for the audit, which opens later, writes the first of them, and counts the others. At one
-/// a second they are those of almost three hours.
-const KEPT: usize = 10_000;
 
 type Reply<T> = Result<T, Status>;
-
-/// A manager that has been unlocked: with what, by whom, and who tried in vain.
-#[derive(Debug)]
-pub(crate) struct Unlocked {
-    pub(crate) kek: Kek,
-    pub(crate) by: Actor,
-    pub(crate) attempts: Vec<Actor>,
-}
 
 /// The service of a locked manager; clones share it.
 #[derive(Clone)]
@@ -46,8 +36,9 @@ struct Locked {
     cluster: ClusterId,
     /// This process's key, which the unlock key is sealed to.
     input: EdgeKeyPair,
-    attempts: Mutex<Vec<Actor>>,
-    unlocked: Mutex<Option<Unlocked>>,
+    audit: Arc<AuditLog>,
+    /// What opens the store, once it was given; who holds it tries a key.
+    kek: Mutex<Option<Kek>>,
     opened: watch::Sender<bool>,
 }
 
@@ -59,7 +50,8 @@ pub(crate) fn locked() -> Status {
 }
 
 impl LockedApi {
-    pub(crate) fn new(sealed: SealedStore) -> Result<Self, String> {
+    /// What is tried has its lines in `audit` at once.
+    pub(crate) fn new(sealed: SealedStore, audit: Arc<AuditLog>) -> Result<Self, String> {
         let cluster = sealed.identity().cluster.parse();
         let cluster: ClusterId = cluster.map_err(|e: keyhole_domain::IdError| e.to_string())?;
         let input = EdgeKeyPair::generate().map_err(|e| e.to_string())?;
@@ -67,8 +59,8 @@ impl LockedApi {
             sealed,
             cluster,
             input,
-            attempts: Mutex::default(),
-            unlocked: Mutex::default(),
+            audit,
+            kek: Mutex::default(),
             opened: watch::Sender::new(false),
         })))
     }
@@ -80,8 +72,8 @@ impl LockedApi {
     }
 
     /// The key, once it was given.
-    pub(crate) async fn into_key(self) -> Option<Unlocked> {
-        self.0.unlocked.lock().await.take()
+    pub(crate) async fn into_key(self) -> Option<Kek> {
+        self.0.kek.lock().await.take()
     }
 
     pub(super) fn seal_key<T>(&self, request: &Request<T>) -> Reply<v1::SealKey> {
@@ -108,7 +100,7 @@ impl LockedApi {
         request: Request<v1::UnlockRequest>,
     ) -> Reply<v1::UnlockReply> {
         let by = admin(&request)?;
-        let mut attempts = self.0.attempts.lock().await;
+        let mut given = self.0.kek.lock().await;
         if *self.0.opened.borrow() {
             return Ok(v1::UnlockReply {});
         }
@@ -116,17 +108,16 @@ impl LockedApi {
         let kek = Kek::from_key(key, UNLOCK_KEY);
         if !self.0.sealed.opens_with(&kek) {
             tracing::warn!(?by, "a wrong unlock key was given");
-            if attempts.len() < KEPT {
-                attempts.push(by);
-            }
+            self.0.audit.refused_actor(&by, act::Unlock::NAME, "a wrong unlock key");
+            self.0.audit.tend();
             tokio::time::sleep(PAUSE).await;
             return Err(Status::permission_denied(
                 "the key does not open this manager's store: invalid key provided; if the unlock key was rotated while \
                  this manager was away, it still opens with the one before",
             ));
         }
-        let unlocked = Unlocked { kek, by, attempts: std::mem::take(&mut attempts) };
-        *self.0.unlocked.lock().await = Some(unlocked);
+        self.0.audit.unlocked(&by);
+        *given = Some(kek);
         self.0.opened.send_replace(true);
         Ok(v1::UnlockReply {})
     }
