@@ -149,7 +149,8 @@ async fn restore_in(options: &Restore, kek_file: &Path) -> Result<Restored, Rest
     let had_lines = lines.exists();
     let placed = begin_audit(&lines, identity, record.as_ref()).and_then(|()| Ok(place(folder)?));
     if placed.is_err() && !Store::exists(folder) {
-        // There was nothing in it.
+        // There was neither of them.
+        let _ = fs::remove_file(folder.join("store.mark"));
         for (_, file) in files(&lines).unwrap_or_default() {
             let _ = fs::remove_file(file);
         }
