@@ -466,7 +466,7 @@ impl Shell {
                 Err(RecvError::Lagged(_)) => {
                     let revision = self.replica.read(State::revision);
                     self.sessions.applied(revision, |_| true);
-                    self.end_removed_operators();
+                    self.end_removed_callers();
                 }
                 Err(RecvError::Closed) => return,
             }
@@ -474,8 +474,8 @@ impl Shell {
     }
 
     fn changed(&self, change: &Change) {
-        if change.operators {
-            self.end_removed_operators();
+        if change.callers {
+            self.end_removed_callers();
         }
         let incarnation = self.replica.read(|state| state.revision().incarnation);
         let revision = Revision { incarnation, index: change.index };
@@ -486,13 +486,16 @@ impl Shell {
         }
     }
 
-    /// Ends the connections of operators that are none any more.
-    fn end_removed_operators(&self) {
+    /// Ends the connections of operators and managers that are none any more. What a removed manager asks on a new one is
+    /// answered with that.
+    fn end_removed_callers(&self) {
         close_soon(self.connections.gone(Role::Operator, |id| {
             let known =
                 |state: &State| id.parse().is_ok_and(|id| state.operators().contains_key(&id));
             self.replica.read(known)
         }));
+        let stays = |id: &str| !self.replica.read(|state| state.was_removed(id));
+        close_soon(self.connections.gone(Role::Manager, stays));
     }
 }
 

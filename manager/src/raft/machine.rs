@@ -36,8 +36,8 @@ pub struct Change {
     pub index: u64,
     /// The nodes whose assignment may have changed.
     pub nodes: Arc<BTreeSet<NodeId>>,
-    /// Whether an operator may be new, another, or gone.
-    pub operators: bool,
+    /// Whether an operator or a manager may be new, another, or gone.
+    pub callers: bool,
 }
 
 /// The state and who listens to it. Clones are the same one.
@@ -96,10 +96,10 @@ impl Live {
         work(&mut self.inner.state.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn announce(&self, index: u64, nodes: BTreeSet<NodeId>, operators: bool) {
+    fn announce(&self, index: u64, nodes: BTreeSet<NodeId>, callers: bool) {
         self.inner.applied.send_replace(index);
         // Nobody listening is fine.
-        let _ = self.inner.changes.send(Change { index, nodes: Arc::new(nodes), operators });
+        let _ = self.inner.changes.send(Change { index, nodes: Arc::new(nodes), callers });
     }
 }
 
@@ -184,8 +184,8 @@ impl StateMachine {
         let kept = response.as_ref().filter(|_| !awaited && proposal != 0);
         let outcome = kept.map(|outcome| (proposal, outcome.clone()));
         self.live.outcomes().applied(position(&id), outcome);
-        let operators = rows.iter().any(|key| matches!(key, RowKey::Operator(_)));
-        self.live.announce(id.index, nodes, operators);
+        let calls = |key: &RowKey| matches!(key, RowKey::Operator(_) | RowKey::Member(_));
+        self.live.announce(id.index, nodes, rows.iter().any(calls));
         response
     }
 

@@ -126,6 +126,28 @@ impl TestManager {
         Ok(TestNode { id: answer.id, cluster: answer.cluster.parse().unwrap(), live })
     }
 
+    /// A machine with the certificate of a manager, which does not run as one: its id, and its TLS.
+    pub(crate) async fn join_manager(&self, hostname: &str) -> (String, LiveTls) {
+        let live = self.stranger().await;
+        let (channel, _) = connect(&self.address(), &live).await.unwrap();
+        let (key, csr) = key_and_csr().unwrap();
+        let role = v1::TokenRole::Manager.into();
+        let token = v1::JoinTokenRequest { role, rotate: false };
+        let token = self.operator().await.join_token(token).await.unwrap().into_inner().token;
+        let request = v1::JoinRequest {
+            token,
+            csr: csr.into(),
+            hostname: hostname.to_owned(),
+            seal_key: vec![7; 32].into(),
+            // Nobody listens there.
+            address: "127.0.0.1:1".to_owned(),
+        };
+        let answer = CaClient::new(channel).join(request).await.unwrap().into_inner();
+        let chain = answer.chain.iter().map(|der| der.to_vec()).collect();
+        live.set_identity(Identity::new(chain, key).unwrap()).unwrap();
+        (answer.id, live)
+    }
+
     /// An operator with those patterns of names, for secrets and for services.
     pub(crate) async fn create_operator(
         &self,

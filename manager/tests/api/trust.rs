@@ -293,6 +293,24 @@ async fn a_removed_node_is_shut_out_at_once() {
     refused(renewed, Code::PermissionDenied, "no member");
 }
 
+/// What it has opened before tells it nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_managers_connections_end() {
+    let manager = TestManager::init().await;
+    let node = manager.join("alpha").await;
+    let _stream = node.open(&manager, &[]).await;
+    let (id, live) = manager.join_manager("beta").await;
+    let mut peer = PeerClient::new(channel(&manager, &live).await);
+    let request = v1::WatchSessionsRequest { nodes: vec![node.id.clone()], ..Default::default() };
+    let mut told = peer.watch_sessions(request).await.unwrap().into_inner();
+    told.message().await.unwrap().unwrap();
+    manager.operator().await.remove_manager(object(&id)).await.unwrap();
+    soon("its end", async { while let Ok(Some(_)) = told.message().await {} }).await;
+    let mut again = PeerClient::new(channel(&manager, &live).await);
+    let sessions = again.sessions(v1::SessionsRequest::default()).await;
+    refused(sessions, Code::PermissionDenied, "removed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_nodes_task_is_not_ended() {
     let manager = TestManager::init().await;
