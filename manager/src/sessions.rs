@@ -61,6 +61,15 @@ impl Session {
         self.reported >= revision || (self.covered >= revision && self.reported >= self.sent)
     }
 
+    /// What was sent is shown up to what was reported.
+    fn deliver(&mut self) {
+        while let Some((sent, _)) = self.waiting.front()
+            && *sent <= self.reported
+        {
+            self.delivered = self.waiting.pop_front().map(|(_, sent)| sent);
+        }
+    }
+
     fn revision(&self) -> Revision {
         match self.reported >= self.sent {
             true => self.covered.max(self.reported),
@@ -128,7 +137,7 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    /// A new stream of a node; it replaces the one before.
+    /// A new stream of a node, which has got the revision `last`; it replaces the one before.
     pub fn open(&self, node: NodeId, peer: Peer, last: Revision) -> Ticket {
         let wake = Arc::new(Notify::new());
         let mut table = self.table();
@@ -144,9 +153,10 @@ impl Sessions {
             wake: wake.clone(),
             wanted: 1,
             done: 0,
-            sent: Revision::default(),
+            // It has got that from another stream, and says itself when its callers see it.
+            sent: last,
             covered: Revision::default(),
-            reported: last,
+            reported: Revision::default(),
             waiting: VecDeque::new(),
             delivered: before.and_then(|before| before.delivered),
         };
@@ -173,11 +183,7 @@ impl Sessions {
     pub fn reported(&self, node: NodeId, revision: Revision) {
         if let Some(session) = self.table().sessions.get_mut(&node) {
             session.reported = session.reported.max(revision);
-            while let Some((sent, _)) = session.waiting.front()
-                && *sent <= revision
-            {
-                session.delivered = session.waiting.pop_front().map(|(_, sent)| sent);
-            }
+            session.deliver();
         }
         self.announce();
     }
@@ -268,6 +274,8 @@ impl Ticket {
                 if session.waiting.len() > HISTORY {
                     session.waiting.pop_front();
                 }
+                // A node that has it from another stream may have said so already, and says nothing twice.
+                session.deliver();
             }
         });
         self.sessions.announce();
@@ -334,6 +342,21 @@ mod tests {
         assert_eq!(sessions.has(node(1), at(6)), Some(false), "sent, not reported");
         sessions.reported(node(1), at(7));
         assert_eq!(sessions.has(node(1), at(7)), Some(true));
+    }
+
+    #[test]
+    fn what_a_node_got_from_another_stream_is_shown_when_it_says_so() {
+        let sessions = Sessions::default();
+        let ticket = sessions.open(node(1), Peer::default(), at(5));
+        assert_eq!(sessions.has(node(1), at(5)), Some(false), "its callers may not see it yet");
+        sessions.applied(at(6), |_| false);
+        assert_eq!(sessions.has(node(1), at(6)), Some(false));
+        sessions.reported(node(1), at(5));
+        assert_eq!(sessions.has(node(1), at(5)), Some(true));
+        send(&ticket, 5);
+        assert_eq!(sessions.has(node(1), at(5)), Some(true));
+        let shown = sessions.view(node(1)).shown;
+        assert!(matches!(shown, Shown::Here(Some(_))), "it was reported before it was sent");
     }
 
     #[test]

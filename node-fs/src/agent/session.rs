@@ -65,7 +65,8 @@ struct Link {
 /// What runs beside the stream.
 enum Done {
     Errand(Answer),
-    Reported(Option<Revision>),
+    /// To the manager of the stream of this number.
+    Reported(u64, Option<Revision>),
     Reached(Box<Result<Reached, AgentError>>, Duration),
     Opened(Box<Result<Link, AgentError>>),
 }
@@ -107,7 +108,8 @@ impl Agent {
         let mut work = JoinSet::new();
         let mut retry = interval(AGAIN);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut reported, mut reporting) = (None, false);
+        // Each stream's manager has to be told, also of what the one before knows.
+        let (mut stream, mut reported, mut reporting) = (0, None, false);
         loop {
             with.clone_from(&link.addr);
             if let Successor::None | Successor::Called = successor {
@@ -128,14 +130,14 @@ impl Agent {
                 request = self.requests.recv() => self.errands.take(request.ok_or(Ending)?),
                 shown = core.shown(reported), if *served && !reporting => {
                     reporting = true;
-                    work.spawn(report(link.client.clone(), shown?));
+                    work.spawn(report(link.client.clone(), stream, shown?));
                 }
                 Some(done) = work.join_next(), if !work.is_empty() => match done {
                     Ok(Done::Errand(answer)) => self.settle(answer),
-                    Ok(Done::Reported(revision)) => {
+                    Ok(Done::Reported(to, revision)) => if to == stream {
                         reporting = false;
                         reported = revision.or(reported);
-                    }
+                    },
                     Ok(Done::Reached(reached, within)) => match *reached {
                         Ok(reached) => {
                             let opening = self.opening(reached, within);
@@ -151,6 +153,7 @@ impl Agent {
                         (Ok(next), _) => {
                             link = next;
                             link.assembly.never_before(self.seen);
+                            (stream, reported, reporting) = (stream + 1, None, false);
                             self.opened(&link.addr);
                             successor = Successor::None;
                         }
@@ -365,16 +368,16 @@ fn ended(addr: &str, status: &Status) -> AgentError {
     }
 }
 
-async fn report(mut client: Client, revision: Revision) -> Done {
+async fn report(mut client: Client, stream: u64, revision: Revision) -> Done {
     let request = v1::ReportRequest { revision: Some(records::revision_ref(revision)) };
     match timeout(CALL, client.report(request)).await {
-        Ok(Ok(_)) => Done::Reported(Some(revision)),
+        Ok(Ok(_)) => Done::Reported(stream, Some(revision)),
         Ok(Err(status)) => {
             tracing::debug!(%revision, message = status.message(), "a report was not taken");
             tokio::time::sleep(AGAIN).await;
-            Done::Reported(None)
+            Done::Reported(stream, None)
         }
-        Err(_elapsed) => Done::Reported(None),
+        Err(_elapsed) => Done::Reported(stream, None),
     }
 }
 
