@@ -169,7 +169,7 @@ impl AuditLog {
     pub(crate) fn skipped(&self, from: u64, to: u64) {
         let mut inner = self.lock();
         // Those that have a line were applied before a crash took their rows.
-        let from = from.max(inner.last + 1);
+        let from = from.max(inner.last.saturating_add(1));
         if from <= to {
             inner.write(line::snapshot(from, to));
         }

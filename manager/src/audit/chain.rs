@@ -23,7 +23,8 @@ pub struct Head {
 impl Head {
     /// The line of a record (one JSON object) after this one, without a line break, and its head.
     pub(super) fn extend(&self, record: &str) -> (String, Self) {
-        let seq = self.seq + 1;
+        // A forged line can have the last number there is; what comes after it is then seen to be wrong.
+        let seq = self.seq.saturating_add(1);
         let body = format!("{}{SEQ}{seq}", record.strip_suffix('}').unwrap_or(record));
         let head = Self { seq, hash: link(&self.hash, body.as_bytes()) };
         (format!("{body}{HASH}{}{END}", hex(&head.hash)), head)

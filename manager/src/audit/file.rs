@@ -116,7 +116,7 @@ impl AuditFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.leaves_room()?;
-        if self.whole >= self.limit && !self.torn {
+        if self.whole >= self.limit && !self.torn && self.number < u32::MAX {
             self.next_file()?;
         }
         let piece = self.piece()?;
