@@ -274,6 +274,10 @@ impl Writer {
         if let Some(on_fatal) = self.on_fatal.take() {
             on_fatal(error);
         }
+        // It lacks what the store may have beyond its tip, and would be taken for the store all the same.
+        if let Some(rewrite) = self.rewrite.take() {
+            self.keep((error.clone(), rewrite.done));
+        }
         jobs.into_iter().for_each(|job| job.fail(error));
     }
 }

@@ -5,8 +5,12 @@ use keyhole_manager::keys::Kek;
 use keyhole_manager::store::{OnStep, Position, SealedFor, Step, Store, StoreError};
 use keyhole_secmem::Key32;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -265,6 +269,51 @@ fn what_prevents_it_leaves_the_store_as_it_was() {
     assert!(error.to_string().contains("under way"), "{error}");
     answer.recv().unwrap().unwrap();
     assert_eq!(store.sealed_for(), UNDER);
+}
+
+/// The commit is in the file and its mark is not: nobody was told of it, the new file lacks it, and has as many rows.
+#[test]
+fn a_store_that_fails_is_not_written_anew_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, len) = (300u32, 9_000);
+    drop(filled(folder.path(), rows, len));
+    // A mark that can be made to fail: a file that takes no more writes.
+    let mark = folder.path().join("store.mark");
+    let sealable = memfd_create("mark", MemfdFlags::ALLOW_SEALING).unwrap();
+    let mut sealable = File::from(sealable);
+    sealable.write_all(&fs::read(&mark).unwrap()).unwrap();
+    fs::remove_file(&mark).unwrap();
+    let seen_at = format!("/proc/self/fd/{}", sealable.as_raw_fd());
+    symlink(&seen_at, &mark).unwrap();
+    let store = open_with(folder.path(), &kek()).unwrap();
+    let (done, answer) = done();
+    let (on_step, there, go_on) =
+        paused(|step| matches!(step, Step::Copied(some, all) if some < all));
+    store.rewrite(&new_kek(), UNDER, on_step, done);
+    there.recv().unwrap();
+    fcntl_add_seals(&sealable, SealFlags::WRITE).unwrap();
+    let later = |n: u32| (n.to_le_bytes().to_vec(), vec![!(n as u8); len]);
+    let changes = (0..rows).map(later).map(|(key, value)| (key, Some(value)));
+    store.put_rows(changes.collect(), b"later".to_vec());
+    let failed = wait(|done| {
+        store.save_vote(b"later".to_vec(), done);
+        drop(go_on);
+    });
+    assert!(failed.unwrap_err().to_string().contains("store.mark"), "the mark took it");
+    assert!(answer.recv().unwrap().is_err(), "a store that has failed was written anew");
+    let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(names.filter(|name| name.to_string_lossy().ends_with(".next")).count(), 0);
+    drop(store);
+    let last = fs::read(&mark).unwrap();
+    fs::remove_file(&mark).unwrap();
+    fs::write(&mark, last).unwrap();
+    // It is the store that it was, with the commit that nobody was told of, whole.
+    let store = open_with(folder.path(), &kek()).unwrap();
+    let found = content(&store).unwrap();
+    assert_eq!(
+        (found.rows, found.applied),
+        ((0..rows).map(later).collect(), Some(b"later".to_vec()))
+    );
 }
 
 /// How long a change waits at most while 20,000 rows of 1 KiB are written anew; printed. With 100,000 it is the same.
