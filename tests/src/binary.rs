@@ -25,6 +25,11 @@ pub fn keeper_binary() -> PathBuf {
     beside("keeper", "cargo build -p keyhole-tests --bins")
 }
 
+/// What measures.
+pub fn bench_binary() -> PathBuf {
+    beside("bench", "cargo build -p keyhole-tests --bins")
+}
+
 /// What writes a node's own files.
 pub fn node_files_binary() -> PathBuf {
     beside("node_files", "cargo build -p keyhole-tests --bins")

@@ -36,7 +36,9 @@ pub mod transcript;
 pub mod wait;
 
 pub use ask::*;
-pub use binary::{keeper_binary, keyhole_binary, node_files_binary, probe_binary, reader_binary};
+pub use binary::{
+    bench_binary, keeper_binary, keyhole_binary, node_files_binary, probe_binary, reader_binary,
+};
 pub use cgroup::{TestCgroup, cgroup_root};
 pub use clock::{Clock, move_clock};
 pub use cluster::{Cluster, Ran, command_on, free_address, plain_command, run};
