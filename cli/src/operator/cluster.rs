@@ -261,9 +261,11 @@ fn datum(cluster: &v1::ClusterInfo) -> Datum {
         ("QuotaBytes", cluster.quota_bytes.into()),
         ("ValueBytes", cluster.value_bytes.into()),
         ("CertificateSeconds", cluster.certificate_seconds.into()),
+        ("CASince", moment(cluster.ca_since).into()),
         ("CAExpiresAt", time::rfc3339(cluster.ca_expires_at).into()),
         ("CertificateExpiresAt", time::rfc3339(cluster.certificate_expires_at).into()),
         ("KeyEpoch", cluster.epoch.into()),
+        ("KeysSince", moment(cluster.keys_since).into()),
         ("UnderOldKeys", cluster.under_old_keys.into()),
         ("LastBackupAt", moment(cluster.last_backup_at).into()),
         ("BackupOfFormerCA", cluster.backup_of_former_ca.into()),
@@ -352,11 +354,18 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("Services", cluster.services.to_string()),
         ("Nodes", format!("{} ({} connected)", cluster.nodes, cluster.connected)),
         ("Unconstrained", unconstrained(cluster).to_owned()),
-        ("Key epoch", epoch(cluster)),
+        ("Key epoch", epoch(cluster, now)),
         ("Autolock", autolock(cluster).to_owned()),
         ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
         ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
-        ("CA", format!("expires {}{former}", time::until(cluster.ca_expires_at, now))),
+        (
+            "CA",
+            format!(
+                "made {}, expires {}{former}",
+                time::ago(cluster.ca_since, now).to_lowercase(),
+                time::until(cluster.ca_expires_at, now)
+            ),
+        ),
         ("Last backup", backup),
         ("Refused", format!("{} requests since this manager started", cluster.refused)),
     ];
@@ -373,13 +382,17 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         let audit = audited(cluster, manager).map_or(String::new(), |(line, at)| {
             format!(", audit noted to line {line} {}", time::ago(at, now).to_lowercase())
         });
+        let written = match manager.store_written_at {
+            0 => String::new(),
+            at => format!(", store keys of {}", time::ago(at, now).to_lowercase()),
+        };
         let store = match (manager.store_behind, manager.store_work.as_str()) {
             (false, "") => String::new(),
             (true, "") => "; its store is not under the new keys yet".to_owned(),
             (_, work) => format!("; {work}"),
         };
         format!(
-            "{} {} at {} (member {}, {role}, {status}, {} behind{audit}){trouble}{store}",
+            "{} {} at {} (member {}, {role}, {status}, {} behind{audit}{written}){trouble}{store}",
             manager.id, manager.hostname, manager.address, manager.member, manager.behind
         )
     });
@@ -396,10 +409,12 @@ fn autolock(cluster: &v1::ClusterInfo) -> &'static str {
     }
 }
 
-fn epoch(cluster: &v1::ClusterInfo) -> String {
+fn epoch(cluster: &v1::ClusterInfo, now: u64) -> String {
+    let made =
+        format!("{}, made {}", cluster.epoch, time::ago(cluster.keys_since, now).to_lowercase());
     match cluster.under_old_keys {
-        0 => cluster.epoch.to_string(),
-        old => format!("{} ({old} values to seal anew)", cluster.epoch),
+        0 => made,
+        old => format!("{made} ({old} values to seal anew)"),
     }
 }
 

@@ -94,6 +94,7 @@ fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {
         former_cas: cluster.former_cas.iter().map(former_ca_out).collect(),
         ca_number: cluster.ca_number,
         ca_since: cluster.ca_since.map(|at| at.0),
+        keys_since: cluster.keys_since.map(|at| at.0),
         new_ca_due: cluster.new_ca_due,
         uncertified_operators: cluster
             .uncertified_operators
@@ -185,6 +186,7 @@ fn cluster_in(row: v1::ClusterRow) -> Result<Cluster> {
         former_cas: row.former_cas.into_iter().map(former_ca_in).collect(),
         ca_number: row.ca_number,
         ca_since: row.ca_since.map(Timestamp),
+        keys_since: row.keys_since.map(Timestamp),
         new_ca_due: row.new_ca_due,
         uncertified_operators: row
             .uncertified_operators

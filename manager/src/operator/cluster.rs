@@ -236,6 +236,8 @@ fn info(shell: &Shell, state: &State, cluster: &Cluster, raft: &RaftStatus) -> v
         last_backup_at: cluster.last_backup_at.map_or(0, |at| at.0),
         former_cas_until: cluster.former_cas.iter().map(|ca| ca.until.0).max().unwrap_or(0),
         ca_number: cluster.ca_number,
+        ca_since: cluster.ca_since.unwrap_or(cluster.created_at).0,
+        keys_since: cluster.keys_since.unwrap_or(cluster.created_at).0,
         former_certificates: count(state.former_certificates()),
         ca_certificate: cluster.ca_certificate.clone().into(),
         refused: shell.audit.refusals(),

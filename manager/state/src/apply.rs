@@ -94,7 +94,7 @@ impl State {
             Command::AddMember { member, keys } => self.add_member(member, keys),
             Command::PromoteMember { id, keys } => self.promote(*id, keys),
             Command::DemoteMember { id } => self.demote(*id),
-            Command::RotateKeyring(new) => self.rotate_keyring(new),
+            Command::RotateKeyring(new) => self.rotate_keyring(at, new),
             Command::Reseal { items } => self.reseal(items),
             Command::RemoveMember { id } => self.remove_member(at, *id),
             Command::RenewStoreKeys(new) => self.renew_store_keys(new),

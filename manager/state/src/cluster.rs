@@ -98,6 +98,8 @@ pub struct Cluster {
     pub keyring: BTreeMap<u32, SealedKey>,
     /// The epoch that new values are sealed under.
     pub epoch: u32,
+    /// Since when it is this one; nothing: from the beginning.
+    pub keys_since: Option<Timestamp>,
     /// The worker join token.
     pub worker_token: TokenRecord,
     /// The manager join token.
@@ -192,6 +194,7 @@ impl State {
             ca_key: init.ca_key.clone(),
             keyring: BTreeMap::from([(1, init.value_key.clone())]),
             epoch: 1,
+            keys_since: None,
             worker_token: init.worker_token.clone(),
             manager_token: init.manager_token.clone(),
             unconstrained: Unconstrained::Allow,

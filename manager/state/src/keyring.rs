@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keyhole_domain::{SecretId, Version};
+use keyhole_domain::{SecretId, Timestamp, Version};
 
 use crate::{Outcome, Rejected, RowKey, SealedKey, SealedValue, State, TokenRecord, apply::Change};
 
@@ -61,7 +61,11 @@ impl ValueCount {
 pub type PlacedValue = (SecretId, Version, Arc<SealedValue>);
 
 impl State {
-    pub(crate) fn rotate_keyring(&mut self, new: &NewKey) -> Result<Change, Rejected> {
+    pub(crate) fn rotate_keyring(
+        &mut self,
+        at: Timestamp,
+        new: &NewKey,
+    ) -> Result<Change, Rejected> {
         let holders = self.voters();
         let cluster = self.cluster_mut()?;
         if new.epoch != cluster.epoch + 1 || !new.key.seals.keys().eq(holders.iter()) {
@@ -69,6 +73,7 @@ impl State {
         }
         cluster.keyring.insert(new.epoch, new.key.clone());
         cluster.epoch = new.epoch;
+        cluster.keys_since = Some(at);
         cluster.worker_token = new.worker_token.clone();
         cluster.manager_token = new.manager_token.clone();
         cluster.rekey = false;

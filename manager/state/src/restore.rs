@@ -75,6 +75,7 @@ impl State {
         let cluster = self.cluster_mut()?;
         cluster.keyring = BTreeMap::from([(new.epoch, new.value_key.clone())]);
         cluster.epoch = new.epoch;
+        cluster.keys_since = Some(at);
         cluster.rekey = false;
         // Its store is a new one, with a key file.
         cluster.store_keys = StoreKeys::default();

@@ -530,6 +530,8 @@ impl Operator for Fake {
             }],
             last_backup_at: THEN,
             ca_number: 1,
+            ca_since: THEN,
+            keys_since: THEN,
             former_certificates: 0,
             ca_certificate: vec![7; 50].into(),
             unlock_key_unseen: false,

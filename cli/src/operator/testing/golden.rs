@@ -328,7 +328,7 @@ fn the_cluster_tells_how_it_is() {
         "Nodes:           2 (1 connected)\n",
         "This manager's:  expires in 24 hours\n",
         "Certificates:    live 1day\n",
-        "Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind, audit noted to line 44 2 minutes ago)\n",
+        "Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind, audit noted to line 44 2 minutes ago, store keys of 2 minutes ago)\n",
     ] {
         assert!(out.contains(line), "{line}\n{out}");
     }

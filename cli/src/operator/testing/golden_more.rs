@@ -243,8 +243,8 @@ fn the_cluster_and_this_node_tell_how_they_are() {
              \"StoreBehind\":true,\"StoreWork\":\"\"}}],\
              \"Raft\":{{\"Term\":\
              1,\"LastLog\":61,\"Applied\":60,\"Snapshot\":50}},\"Unconstrained\":\"allow\",\"QuotaBytes\":1073741824,\
-             \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
-             \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"UnderOldKeys\":0,\"LastBackupAt\":\
+             \"ValueBytes\":96,\"CertificateSeconds\":86400,\"CASince\":\"2023-11-14T22:13:20.000000000Z\",\"CAExpiresAt\":\"2043-11-09T22:13:20.000000000Z\",\
+             \"CertificateExpiresAt\":\"2023-11-15T22:13:20.000000000Z\",\"KeyEpoch\":1,\"KeysSince\":\"2023-11-14T22:13:20.000000000Z\",\"UnderOldKeys\":0,\"LastBackupAt\":\
              \"2023-11-14T22:13:20.000000000Z\",\"BackupOfFormerCA\":true,\"CANumber\":1,\"FormerCAUntil\":\"\",\"FormerCertificates\":0,\"Autolock\":true,\"UnlockKeyUnseen\":false,\"Locked\":false,\
              \"StoreKeys\":3,\"Shredding\":\"waits for manager-2 at 10.0.0.2:7070\",\"Secrets\":2,\"Services\":1,\
              \"Nodes\":2,\"NodesConnected\":1,\"Refused\":3}}\n",
@@ -271,17 +271,17 @@ fn the_cluster_and_this_node_tell_how_they_are() {
          Services:        1\n\
          Nodes:           2 (1 connected)\n\
          Unconstrained:   allow\n\
-         Key epoch:       1\n\
+         Key epoch:       1, made 2 minutes ago\n\
          Autolock:        on\n\
          Certificates:    live 1day\n\
          This manager's:  expires in 24 hours\n\
-         CA:              expires in 19 years\n\
+         CA:              made 2 minutes ago, expires in 19 years\n\
          Last backup:     2023-11-14T22:13:20.000000000Z, before the root CA changed: nodes would not follow it; make \
          another\n\
          Refused:         3 requests since this manager started\n\
          Shredding:       waits for manager-2 at 10.0.0.2:7070\n\
          Managers:\n - mmmmmmmmmmmmmmmmmmmmmmmmm manager-1 at 10.0.0.1:7070 (member 1, voter, leader, 0 behind, \
-         audit noted to line 44 2 minutes ago)\n \
+         audit noted to line 44 2 minutes ago, store keys of 2 minutes ago)\n \
          - ppppppppppppppppppppppppp manager-2 at 10.0.0.2:7070 (member 2, learner, reachable, 1700 behind); it is \
          catching up; its store is not under the new keys yet\n"
     );

@@ -406,7 +406,10 @@ fn an_old_key_goes_when_its_last_value_is_sealed_anew() {
         let raced = cluster.run(new_key(epoch, holders)).unwrap_err();
         assert!(matches!(raced, Rejected::KeyringRaced { current: 1, .. }), "{epoch} {holders:?}");
     }
+    let since = |cluster: &Cluster| cluster.state.cluster().unwrap().keys_since;
+    assert_eq!(since(&cluster), None, "from the beginning");
     cluster.run(new_key(2, &[1])).unwrap();
+    assert!(since(&cluster).is_some());
     // Made before that: its key would be kept for it alone, for ever.
     let token = TokenRecord { hash: [7; 32], salt: [0; 32], epoch: 1 };
     let raced = cluster.run(Command::RotateToken { role: TokenRole::Worker, token }).unwrap_err();
