@@ -31,6 +31,9 @@ pub(crate) fn raft_config(cluster: &str) -> Result<Config, ConfigError> {
         // Three quarters of it, and of the shortest timeout, are what heartbeats and votes are given to be answered: this
         // says how far apart managers may be. Entries and snapshots have limits of their own.
         heartbeat_interval: 200,
+        // A leader that a majority does not answer is silent for so long: the lease that it gave a follower ends, and
+        // the longest timeout begins after it twice, also for one whose log is behind (ADR 6).
+        quorum_loss_probe_interval: Some(2400),
         // A manager that comes back is found again soon.
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
         snapshot_policy: SnapshotPolicy::Never,

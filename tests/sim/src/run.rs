@@ -1,6 +1,9 @@
 //! One simulation, from its seed to its end: a beginning without faults, faults, and a time in which all is well again.
 //!
 //! Invariant: after each step of the simulated network everything that must hold is looked at; the first breach ends it.
+mod scene;
+
+pub(crate) use scene::Scene;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -35,7 +38,7 @@ pub(crate) struct Ended {
 }
 
 /// Runs the simulation of a seed.
-pub(crate) fn run(seed: u64) -> Ended {
+pub(crate) fn run(seed: u64, scene: Scene) -> Ended {
     let world = World::new(seed);
     let mut sim = Builder::new()
         .rng_seed(seed)
@@ -56,7 +59,7 @@ pub(crate) fn run(seed: u64) -> Ended {
         sim.host(node_host(number), move || nodes::live(world.clone(), number));
     }
     let mut watched = Watched { world, sim, now: 0 };
-    let ended = watched.phases();
+    let ended = watched.phases(scene);
     let inner = watched.world.lock();
     let mut counts = inner.counts.clone();
     counts.leaders = inner.watch.led_terms();
@@ -71,8 +74,17 @@ struct Watched<'a> {
 }
 
 impl Watched<'_> {
-    fn phases(&mut self) -> Result<(), String> {
+    fn phases(&mut self, scene: Scene) -> Result<(), String> {
         self.until(BEGINNING, "no cluster of three with its nodes", Self::begun)?;
+        match scene {
+            Scene::Faults => self.faults(),
+            Scene::OneInReach => self.one_in_reach(),
+            Scene::Back => self.back(),
+        }
+    }
+
+    /// What the seed chooses goes wrong; then all is well again.
+    fn faults(&mut self) -> Result<(), String> {
         let mut faults = Faults::new(self.world.clone(), self.now + TICK);
         let end = self.now + FAULTS;
         while self.now < end {

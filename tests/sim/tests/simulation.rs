@@ -11,11 +11,25 @@ use std::time::Instant;
 
 const SHORT: u64 = 24;
 const LONG: u64 = 1000;
+/// Seeds for each scene.
+const SCENES: u64 = 8;
 
 /// A process of its own: nothing that another simulation left behind has a part in it.
 fn simulate(seed: u64) -> Output {
+    play(seed, "faults")
+}
+
+fn play(seed: u64, scene: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyhole-sim"));
-    command.arg(seed.to_string()).output().expect("keyhole-sim starts")
+    command.arg(seed.to_string()).arg(scene).output().expect("keyhole-sim starts")
+}
+
+fn must_end_well(scene: &str) {
+    for seed in 1..=SCENES {
+        let output = play(seed, scene);
+        let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+        assert!(output.status.success(), "keyhole-sim {seed} {scene}:\n{}{}", said[0], said[1]);
+    }
 }
 
 /// What went wrong, and how to see it again.
@@ -77,4 +91,16 @@ fn a_seed_gives_the_same_run_again() {
     assert!(first.status.success(), "{}", failure(3, &first));
     assert_eq!(trace(&first), trace(&second), "two runs of a seed differ");
     assert_ne!(trace(&first), trace(&other), "another seed is another run");
+}
+
+/// ADR 6: who has lost the majority falls silent, so that the follower that still hears him can give another one his vote.
+#[test]
+fn a_majority_that_is_connected_leads_though_the_old_leader_reaches_one_of_it() {
+    must_end_well("one-in-reach");
+}
+
+/// ADR 6: a manager that reached nobody has not counted up the term meanwhile.
+#[test]
+fn who_comes_back_has_nobody_else_lead() {
+    must_end_well("back");
 }
