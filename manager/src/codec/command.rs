@@ -145,10 +145,11 @@ fn command_out(command: &Command) -> out::Command {
         }),
         Command::PromoteMember { id, keys } => {
             let keys = Some(member_keys_out(keys));
-            Out::SetVoter(out::SetVoter { id: *id, voter: true, keys })
+            Out::SetVoter(out::SetVoter { id: *id, voter: true, keys, voters: Vec::new() })
         }
-        Command::DemoteMember { id } => {
-            Out::SetVoter(out::SetVoter { id: *id, voter: false, keys: None })
+        Command::DemoteMember { id, voters } => {
+            let voters = voters.iter().copied().collect();
+            Out::SetVoter(out::SetVoter { id: *id, voter: false, keys: None, voters })
         }
         Command::RotateKeyring(new) => Out::RotateKeyring(out::RotateKeyring {
             epoch: new.epoch,
@@ -159,7 +160,10 @@ fn command_out(command: &Command) -> out::Command {
         Command::Reseal { items } => {
             Out::Reseal(out::Reseal { items: items.iter().map(resealed_out).collect() })
         }
-        Command::RemoveMember { id } => Out::RemoveMember(out::RemoveMember { id: *id }),
+        Command::RemoveMember { id, voters } => Out::RemoveMember(out::RemoveMember {
+            id: *id,
+            voters: voters.iter().copied().collect(),
+        }),
         Command::RenewStoreKeys(new) => Out::RenewStoreKeys(out::RenewStoreKeys {
             number: new.number,
             unlock: new.unlock.as_ref().map(key_out),
@@ -394,7 +398,9 @@ fn command_in(command: out::Command) -> Result<Command> {
             id: set.id,
             keys: member_keys_in(required("keys", set.keys)?)?,
         },
-        In::SetVoter(set) => Command::DemoteMember { id: set.id },
+        In::SetVoter(set) => {
+            Command::DemoteMember { id: set.id, voters: set.voters.into_iter().collect() }
+        }
         In::RotateKeyring(new) => Command::RotateKeyring(Box::new(NewKey {
             epoch: new.epoch,
             key: key_in(required("key", new.key)?),
@@ -404,7 +410,9 @@ fn command_in(command: out::Command) -> Result<Command> {
         In::Reseal(reseal) => Command::Reseal {
             items: reseal.items.into_iter().map(resealed_in).collect::<Result<_>>()?,
         },
-        In::RemoveMember(remove) => Command::RemoveMember { id: remove.id },
+        In::RemoveMember(remove) => {
+            Command::RemoveMember { id: remove.id, voters: remove.voters.into_iter().collect() }
+        }
         In::RenewStoreKeys(new) => Command::RenewStoreKeys(Box::new(NewStoreKeys {
             number: new.number,
             why: renewal_in(new.why)?,

@@ -51,8 +51,8 @@ pub(super) async fn demote(
     request: v1::ObjectRequest,
 ) -> Reply<v1::ManagerInfo> {
     let id = find(shell, by, &request.object)?;
-    spare(shell, by, id).await?;
-    shell.propose(by, Command::DemoteMember { id }).await?;
+    let voters = spare(shell, by, id).await?;
+    shell.propose(by, Command::DemoteMember { id, voters }).await?;
     settled(shell, by, id).await
 }
 
@@ -63,8 +63,8 @@ pub(super) async fn remove(
 ) -> Reply<v1::Removed> {
     let id = find(shell, by, &request.object)?;
     let node = shell.view(by, |state| state.members().get(&id).map(|member| member.node));
-    spare(shell, by, id).await?;
-    shell.propose(by, Command::RemoveMember { id }).await?;
+    let voters = spare(shell, by, id).await?;
+    shell.propose(by, Command::RemoveMember { id, voters }).await?;
     Ok(v1::Removed { id: node.map(|node| node.to_string()).unwrap_or_default() })
 }
 
@@ -92,21 +92,21 @@ fn find<A: Action>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<u64> 
     found.map_err(|e| rejected(&e))
 }
 
-/// Whether the cluster can do without this member's vote; if it leads, another one does then.
-async fn spare<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<()> {
+/// Refuses if the cluster can't do without this member's vote; if it leads, another one does then. Who was to vote.
+async fn spare<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<BTreeSet<u64>> {
     let (_, progress) = shell.progress().await?;
     let raft = shell.replica_status(by);
     let voting = raft.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
     let mut reached: BTreeSet<u64> =
         progress.iter().filter(|(_, progress)| is_reached(progress)).map(|(id, _)| *id).collect();
     reached.extend(raft.leader);
-    shell
-        .view(by, |state| state.quorum_without(id, &voting, &reached))
-        .map_err(|e| rejected(&e))?;
+    let voters = shell
+        .view(by, |state| state.quorum_without(id, &voting, &reached).map(|()| state.voters()));
+    let voters = voters.map_err(|e| rejected(&e))?;
     if raft.leader == Some(id) {
         shell.hand_over(0).await?;
     }
-    Ok(())
+    Ok(voters)
 }
 
 fn is_reached(progress: &Progress) -> bool {

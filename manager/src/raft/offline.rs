@@ -214,7 +214,7 @@ mod tests {
     async fn a_refused_beginning_leaves_what_is_not_committed_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let kek = Kek::create(&folder.path().join("kek")).unwrap();
-        let demotion = keyhole_state::Command::DemoteMember { id: 1 };
+        let demotion = keyhole_state::Command::DemoteMember { id: 1, voters: [].into() };
         with_tail(folder.path(), &kek, vec![secret(), demotion]).await;
         let offline = open(folder.path(), &kek);
         let refused = offline.begin(alone_by_force(), &member(1)).await.unwrap();

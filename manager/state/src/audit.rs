@@ -135,8 +135,8 @@ impl State {
                 vec![format!("{} ({})", member.hostname, member.node)]
             }
             Command::PromoteMember { id, .. }
-            | Command::DemoteMember { id }
-            | Command::RemoveMember { id } => vec![member(id)],
+            | Command::DemoteMember { id, .. }
+            | Command::RemoveMember { id, .. } => vec![member(id)],
             Command::RotateKeyring(new) => vec![format!("epoch {}", new.epoch)],
             Command::Reseal { items } => vec![format!("{} values", items.len())],
             Command::RenewStoreKeys(new) => vec![format!("store keys {}", new.number)],

@@ -1,5 +1,7 @@
 //! Everything that can happen to the state. A command carries all that it needs: time, ids, sealed values, actor.
 
+use std::collections::BTreeSet;
+
 use keyhole_domain::{
     ClusterId, Constraint, FileMode, Labels, NodeId, SecretId, SecretName, ServiceId, ServiceName,
     Target, TaskId, Timestamp, Version,
@@ -178,10 +180,11 @@ pub enum Command {
     AddMember { member: Member, keys: MemberKeys },
     /// A manager votes and holds the keys, which are sealed for it.
     PromoteMember { id: u64, keys: MemberKeys },
-    /// A manager follows without a vote and without the keys.
-    DemoteMember { id: u64 },
-    /// A manager is none any more.
-    RemoveMember { id: u64 },
+    /// A manager follows without a vote and without the keys. It was decided when these were to vote; if none are given,
+    /// as by earlier managers, it is done whoever votes.
+    DemoteMember { id: u64, voters: BTreeSet<u64> },
+    /// A manager is none any more. The voters are those of [`Self::DemoteMember`].
+    RemoveMember { id: u64, voters: BTreeSet<u64> },
     /// A new value key, under which everything is sealed from now on.
     RotateKeyring(Box<NewKey>),
     /// Values that were sealed anew under the current key.

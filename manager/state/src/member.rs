@@ -131,7 +131,12 @@ impl State {
     }
 
     /// Takes a member's vote and its seals of the keys. It has known them, so new ones are due.
-    pub(crate) fn demote(&mut self, id: u64) -> Result<Change, Rejected> {
+    pub(crate) fn demote(
+        &mut self,
+        id: u64,
+        decided_on: &BTreeSet<u64>,
+    ) -> Result<Change, Rejected> {
+        self.still_vote(id, decided_on)?;
         self.someone_votes_without(id)?;
         let member = self.members.get_mut(&id).ok_or(Rejected::NoMember { id })?;
         member.voter = false;
@@ -139,7 +144,13 @@ impl State {
         Ok(Change::rows([RowKey::Cluster, RowKey::Member(id)], Outcome::Done))
     }
 
-    pub(crate) fn remove_member(&mut self, at: Timestamp, id: u64) -> Result<Change, Rejected> {
+    pub(crate) fn remove_member(
+        &mut self,
+        at: Timestamp,
+        id: u64,
+        decided_on: &BTreeSet<u64>,
+    ) -> Result<Change, Rejected> {
+        self.still_vote(id, decided_on)?;
         self.someone_votes_without(id)?;
         let removed = self.members.remove(&id).ok_or(Rejected::NoMember { id })?;
         let cluster = self.cluster_mut()?;
@@ -162,6 +173,14 @@ impl State {
         match self.members.values().any(|member| member.voter && member.id != id) {
             true => Ok(()),
             false => Err(Rejected::LastVoter { id }),
+        }
+    }
+
+    /// Two removals may each leave a majority in reach, and both together none.
+    fn still_vote(&self, id: u64, decided_on: &BTreeSet<u64>) -> Result<(), Rejected> {
+        match decided_on.is_empty() || *decided_on == self.voters() {
+            true => Ok(()),
+            false => Err(Rejected::VotersChanged { id }),
         }
     }
 

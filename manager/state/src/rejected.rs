@@ -95,6 +95,11 @@ pub enum Rejected {
     )]
     QuorumLost { id: u64, left: usize, needed: usize, have: usize },
     #[error(
+        "which managers vote has changed meanwhile, and whether the cluster can do without manager {id} was looked at \
+         before; repeat the command"
+    )]
+    VotersChanged { id: u64 },
+    #[error(
         "the keyring is at epoch {current}, and a key of epoch {given} does not follow it, or not for all managers; try \
          again"
     )]
@@ -186,6 +191,7 @@ impl Rejected {
             | Self::OutOfSequence { .. }
             | Self::IdTaken { .. }
             | Self::KeysRaced { .. }
+            | Self::VotersChanged { .. }
             | Self::KeyringRaced { .. }
             | Self::CaRaced { .. }
             | Self::StoreKeysRaced { .. }

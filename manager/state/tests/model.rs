@@ -142,8 +142,8 @@ fn command() -> impl Strategy<Value = Command> {
             id,
             keys: MemberKeys { ca: seal(), keyring: [(1, seal())].into(), ca_number: 0, unlock: None },
         }),
-        1 => (1..6u64).prop_map(|id| Command::DemoteMember { id }),
-        1 => (1..6u64).prop_map(|id| Command::RemoveMember { id }),
+        1 => (1..6u64).prop_map(|id| Command::DemoteMember { id, voters: [].into() }),
+        1 => (1..6u64).prop_map(|id| Command::RemoveMember { id, voters: [].into() }),
         1 => (1..6u64, 1..60u64).prop_map(|(member, seq)| Command::NoteAuditHead { member, seq, hash: [1; 32] }),
         1 => any::<bool>().prop_map(|deny| Command::ChangeCluster(ClusterChange {
             unconstrained: Some(if deny { Unconstrained::Deny } else { Unconstrained::Allow }),

@@ -194,7 +194,7 @@ fn no_store_is_due_under_an_unlock_key_that_no_operator_has() {
     cluster.ok(renewal(2, &[1, 2, 3], Renewal::Stores));
     assert!(waits(&cluster, under(1, true)) && waits(&cluster, under(0, false)));
     assert!(!waits(&cluster, under(3, true)), "it knows more than this state");
-    cluster.ok(Command::DemoteMember { id: 3 });
+    cluster.ok(Command::DemoteMember { id: 3, voters: [].into() });
     assert_eq!(cluster.state.store_due(3, under(1, true)).unwrap().under, under(2, false));
     cluster.see(2);
     cluster.write(&[1, 2, 3]);
@@ -241,13 +241,13 @@ fn who_gets_or_loses_a_vote_gets_or_loses_the_unlock_key() {
     cluster.ok(Command::AddMember { member: member(4), keys: keys(Some(1)) });
     assert_eq!(cluster.behind(), [4]);
     cluster.write(&[4]);
-    cluster.ok(Command::DemoteMember { id: 4 });
+    cluster.ok(Command::DemoteMember { id: 4, voters: [].into() });
     let due = StoreDue { under: under(1, false), purge: None };
     assert_eq!(cluster.state.store_due(4, under(1, true)), Some(due));
     cluster.write(&[4]);
     cluster.ok(Command::PromoteMember { id: 4, keys: keys(Some(1)) });
     assert_eq!(cluster.behind(), [4]);
-    cluster.ok(Command::RemoveMember { id: 4 });
+    cluster.ok(Command::RemoveMember { id: 4, voters: [].into() });
     assert!(cluster.behind().is_empty());
     assert_eq!(cluster.state.store_due(4, under(0, false)), None, "it is no member");
 }
@@ -276,7 +276,7 @@ fn shredding_waits_for_values_then_for_each_store_and_not_for_who_is_removed() {
     assert_eq!((purge(1, 1), purge(2, 0)), (None, Some(asked)));
     cluster.write(&[2]);
     assert_eq!(cluster.state.shredding(), Some(ShredStanding::Stores([3].into())));
-    cluster.ok(Command::RemoveMember { id: 3 });
+    cluster.ok(Command::RemoveMember { id: 3, voters: [].into() });
     assert_eq!(cluster.state.shredding(), Some(ShredStanding::Done));
     cluster.ok(Command::Shred);
     assert_eq!(

@@ -2,12 +2,13 @@
 //!
 //! Invariant: it begins with what its disk holds, and nothing else.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use keyhole_manager::raft::{Peers, RaftHandle, StartOptions, keep_membership};
 use keyhole_manager::store::{Load, OnFatal, Store, WriterTurns};
-use keyhole_state::Command;
+use keyhole_state::{Command, State};
 use tokio::time::sleep;
 
 use crate::cast;
@@ -127,19 +128,26 @@ async fn follow(world: &World, member: u64, replica: &RaftHandle, order: Order) 
             propose(Command::AddMember { member: cast::member(id), keys: cast::keys() }).await;
         }
         Order::Promote(id) => propose(Command::PromoteMember { id, keys: cast::keys() }).await,
-        Order::Demote(id) if can_spare(replica, id) => propose(Command::DemoteMember { id }).await,
-        Order::Remove(id) if can_spare(replica, id) => propose(Command::RemoveMember { id }).await,
-        Order::Demote(_) | Order::Remove(_) => {}
+        Order::Demote(id) => {
+            if let Some(voters) = can_spare(replica, id) {
+                propose(Command::DemoteMember { id, voters }).await;
+            }
+        }
+        Order::Remove(id) => {
+            if let Some(voters) = can_spare(replica, id) {
+                propose(Command::RemoveMember { id, voters }).await;
+            }
+        }
         Order::HandOver => drop(replica.hand_over(None).await),
         Order::Prove => clients::prove(world, member, replica).await,
     }
 }
 
-/// As the leader is asked before a manager loses its vote.
-fn can_spare(replica: &RaftHandle, id: u64) -> bool {
+/// As the leader is asked before a manager loses its vote: who votes, if they can do without it.
+fn can_spare(replica: &RaftHandle, id: u64) -> Option<BTreeSet<u64>> {
     let status = replica.status();
     let voting = status.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id);
-    let voting: std::collections::BTreeSet<u64> = voting.collect();
+    let voting: BTreeSet<u64> = voting.collect();
     let reached = |id: &u64| {
         *id == status.member
             || status
@@ -149,5 +157,7 @@ fn can_spare(replica: &RaftHandle, id: u64) -> bool {
                 .is_some_and(|silent| silent < keyhole_manager::raft::OUT_OF_REACH)
     };
     let reached = voting.iter().copied().filter(|id| reached(id)).collect();
-    status.is_leader && replica.read(|state| state.quorum_without(id, &voting, &reached)).is_ok()
+    let spare =
+        |state: &State| state.quorum_without(id, &voting, &reached).is_ok().then(|| state.voters());
+    replica.read(spare).filter(|_| status.is_leader)
 }

@@ -137,7 +137,7 @@ fn history() -> Vec<Command> {
         Command::RemoveService { id: service },
         Command::RemoveNode { id: node },
         Command::AddMember { member: second, keys: keys.clone() },
-        Command::DemoteMember { id: 2 },
+        Command::DemoteMember { id: 2, voters: [].into() },
         Command::PromoteMember { id: 2, keys: keys.clone() },
         Command::RotateKeyring(Box::new(NewKey {
             epoch: 2,
@@ -153,7 +153,7 @@ fn history() -> Vec<Command> {
                 value: SealedValue { epoch: 2, ..value(1) },
             }],
         },
-        Command::RemoveMember { id: 2 },
+        Command::RemoveMember { id: 2, voters: [].into() },
         Command::NoteAuditHead { member: 1, seq: 7, hash: [11; 32] },
         Command::NoteBackup { recipients: vec!["age1x".into()] },
         Command::Reseal {
@@ -223,6 +223,8 @@ fn history() -> Vec<Command> {
         Command::Shred,
         Command::ShowToken { role: TokenRole::Worker },
         Command::TransferLeader { to: 2 },
+        Command::DemoteMember { id: 4, voters: [3, 4].into() },
+        Command::RemoveMember { id: 4, voters: [3].into() },
     ]
 }
 
