@@ -459,6 +459,7 @@ impl Shell {
     }
 
     async fn pass_on(self: Arc<Self>, mut changes: Receiver<Change>) {
+        self.follow_keys();
         loop {
             match changes.recv().await {
                 Ok(change) => self.changed(&change),
@@ -467,13 +468,24 @@ impl Shell {
                     let revision = self.replica.read(State::revision);
                     self.sessions.applied(revision, |_| true);
                     self.end_removed_callers();
+                    self.follow_keys();
                 }
                 Err(RecvError::Closed) => return,
             }
         }
     }
 
+    /// No key stays in memory that the state has no more.
+    fn follow_keys(&self) {
+        self.replica.read(|state| {
+            if let Some(cluster) = state.cluster() {
+                self.keyring.follow(cluster);
+            }
+        });
+    }
+
     fn changed(&self, change: &Change) {
+        self.follow_keys();
         if change.callers {
             self.end_removed_callers();
         }

@@ -797,3 +797,25 @@ fn a_manager_without_a_quorum_sends_its_nodes_away_and_tasks_read_on() {
     managers[0].ok_with(["secret", "rotate", "--wait", "pw", "-"], b"w");
     assert_eq!(task.text(node.path("pw")).as_deref(), Ok("w"));
 }
+
+/// KEYS "What protects what": a value key goes from memory with the cluster's. Each lies in a locked page of its own.
+#[test]
+fn a_manager_keeps_no_value_key_that_the_cluster_has_dropped() {
+    let mut manager = Cluster::start();
+    manager.ok_with(["secret", "create", "pw", "-"], b"value");
+    let status = format!("/proc/{}/status", manager.manager().pid());
+    let locked = || -> u64 {
+        let status = fs::read_to_string(&status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    manager.ok(["cluster", "rotate-keys", "--wait"]);
+    let before = locked();
+    for _ in 0..16 {
+        manager.ok(["cluster", "rotate-keys", "--wait"]);
+    }
+    wait::until("no more memory to be locked than before", || match locked() {
+        now if now <= before => Ok(()),
+        now => Err(format!("{now} KiB, and {before} before")),
+    });
+}

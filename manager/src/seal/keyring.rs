@@ -2,8 +2,8 @@
 //!
 //! Invariant: outside of the members' locked memory they exist only as HPKE seals, one for each member.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keyhole_domain::ClusterId;
 use keyhole_secmem::{Key32, LockError, SecretBytes};
@@ -164,11 +164,19 @@ impl MemberKey {
     }
 }
 
-/// The value keys, opened when first needed and then kept in locked memory.
+/// The value keys, opened when first needed and then kept in locked memory for as long as the state has them.
 #[derive(Debug)]
 pub struct Keyring {
     own: MemberKey,
-    keys: Mutex<BTreeMap<u32, Arc<Key32>>>,
+    keys: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// The epochs whose keys the state has for this member, as far as was heard. What is not of them is used and not kept:
+    /// who sends values has what the state was when he began.
+    epochs: BTreeSet<u32>,
+    opened: BTreeMap<u32, Arc<Key32>>,
 }
 
 impl Keyring {
@@ -184,10 +192,27 @@ impl Keyring {
         &self.own
     }
 
+    /// Forgets the keys that the state has no more, or not for this member. Who works with one has it until he is done; then
+    /// it is wiped.
+    pub fn follow(&self, cluster: &Cluster) {
+        let mut kept = self.kept();
+        let own = |sealed: &SealedKey| sealed.seals.contains_key(&self.own.member);
+        let has = cluster.keyring.iter().filter(|(_, sealed)| own(sealed)).map(|(epoch, _)| *epoch);
+        if !has.clone().eq(kept.epochs.iter().copied()) {
+            kept.epochs = has.collect();
+            let Kept { epochs, opened } = &mut *kept;
+            opened.retain(|epoch, _| epochs.contains(epoch));
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The value key of an epoch.
     pub fn key(&self, cluster: &Cluster, epoch: u32) -> Result<Arc<Key32>, KeyringError> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = keys.get(&epoch) {
+        let mut kept = self.kept();
+        if let Some(key) = kept.opened.get(&epoch) {
             return Ok(key.clone());
         }
         let sealed = cluster.keyring.get(&epoch);
@@ -197,7 +222,9 @@ impl Keyring {
         let wrong = KeyringError::Length { key: word(purpose) };
         let bytes: &[u8; 32] = opened.as_slice().try_into().map_err(|_| wrong)?;
         let key = Arc::new(Key32::filled_by(|out| *out = *bytes)?);
-        keys.insert(epoch, key.clone());
+        if kept.epochs.contains(&epoch) {
+            kept.opened.insert(epoch, key.clone());
+        }
         Ok(key)
     }
 }
@@ -205,7 +232,8 @@ impl Keyring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyhole_domain::NodeId;
+    use keyhole_domain::{NodeId, Timestamp};
+    use keyhole_state::{Actor, Command, Envelope, InitCluster, State, TokenRecord};
 
     fn member(id: u64, pair: &EdgeKeyPair) -> Member {
         Member {
@@ -241,5 +269,62 @@ mod tests {
         let stolen = moved.seals[&1].clone();
         moved.seals.insert(2, stolen);
         assert!(second.open(&cluster, Purpose::Keyring(1), &moved).is_err());
+    }
+
+    /// A cluster with value keys of these epochs, sealed for member 1.
+    fn cluster(own: &EdgeKeyPair, epochs: &[u32]) -> Cluster {
+        let (id, member) = (ClusterId::from_entropy([1; 16]), member(1, own));
+        let sealed = |epoch: u32| {
+            let key = SecretBytes::copy_from(&mut [epoch as u8; 32]).unwrap();
+            seal_key_for_members(&id, Purpose::Keyring(epoch), &key, [&member]).unwrap()
+        };
+        let token = || TokenRecord { hash: [1; 32], salt: [1; 32], epoch: 1 };
+        let command = Command::Init(Box::new(InitCluster {
+            id,
+            ca_certificate: vec![1],
+            ca_key: sealed(1),
+            value_key: sealed(1),
+            worker_token: token(),
+            manager_token: token(),
+            certificate_seconds: 86400,
+            member: member.clone(),
+        }));
+        let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
+        let mut state = State::default();
+        state.apply(1, &Envelope { at: Timestamp(1), actor, command }).unwrap();
+        let mut cluster = state.cluster().unwrap().clone();
+        cluster.keyring = epochs.iter().map(|epoch| (*epoch, sealed(*epoch))).collect();
+        cluster
+    }
+
+    #[test]
+    fn a_key_that_the_state_has_dropped_is_wiped_with_its_last_reader() {
+        let pair = EdgeKeyPair::generate().unwrap();
+        let (before, after) = (cluster(&pair, &[1, 2]), cluster(&pair, &[2]));
+        let ring = Keyring::new(MemberKey::new(1, pair));
+        ring.follow(&before);
+        let reader = ring.key(&before, 1).unwrap();
+        let second = ring.key(&before, 2).unwrap();
+        assert!(Arc::ptr_eq(&reader, &ring.key(&before, 1).unwrap()), "it is opened once");
+        let gone = Arc::downgrade(&reader);
+        ring.follow(&after);
+        assert!(matches!(ring.key(&after, 1), Err(KeyringError::NoEpoch { epoch: 1 })));
+        assert_eq!(reader.expose(), &[1; 32]);
+        drop(reader);
+        assert!(gone.upgrade().is_none(), "nobody reads it, and it is there");
+        // Who began before that goes on, and leaves nothing behind.
+        let late = ring.key(&before, 1).unwrap();
+        let gone = Arc::downgrade(&late);
+        drop(late);
+        assert!(gone.upgrade().is_none(), "it was kept again");
+        assert!(Arc::ptr_eq(&second, &ring.key(&after, 2).unwrap()), "the others are kept");
+        // A demoted manager has no seals.
+        let mut demoted = after;
+        demoted.keyring.values_mut().for_each(|sealed| sealed.seals.clear());
+        ring.follow(&demoted);
+        assert!(matches!(ring.key(&demoted, 2), Err(KeyringError::NoSeal { member: 1, .. })));
+        let gone = Arc::downgrade(&second);
+        drop(second);
+        assert!(gone.upgrade().is_none(), "a demoted manager holds a key");
     }
 }
