@@ -230,15 +230,22 @@ impl Shell {
 
     /// How the leader sees the others, with the last entry of its log.
     pub(crate) async fn progress(&self) -> Result<(u64, BTreeMap<u64, Progress>), Status> {
-        let status = self.replica.status();
-        if status.is_leader {
-            return Ok((status.last_log, status.others));
-        }
-        let (leader, peer) = self.leader(&status)?;
-        let question = |mut client: PeerClient<Channel>| async move {
-            client.progress(v1::ProgressRequest {}).await
+        let reply = loop {
+            let status = self.replica.status();
+            if status.is_leader {
+                return Ok((status.last_log, status.others));
+            }
+            let (leader, peer) = self.leader(&status)?;
+            let question = |mut client: PeerClient<Channel>| async move {
+                client.progress(v1::ProgressRequest {}).await
+            };
+            let another = |now: &RaftStatus| now.leader.is_some_and(|now| now != leader);
+            tokio::select! {
+                reply = self.ask_peer((leader, &peer), question) => break reply?,
+                // One that fell silent need not be waited for.
+                () = self.replica.until_status(another) => {}
+            }
         };
-        let reply = self.ask_peer((leader, &peer), question).await?;
         let progress = |member: v1::MemberProgress| {
             let silent = member.silent_millis.map(Duration::from_millis);
             (member.member, Progress { matched: member.matched, silent })

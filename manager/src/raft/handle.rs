@@ -488,8 +488,8 @@ impl RaftHandle {
     }
 
     /// If this manager leads: lets another one lead, by default the one that is furthest, and waits until this manager
-    /// does not any more.
-    pub async fn hand_over(&self, to: Option<u64>) -> Result<u64, String> {
+    /// does not any more. Who leads then.
+    pub async fn hand_over(&self, wanted: Option<u64>) -> Result<u64, String> {
         let status = self.status();
         if !status.is_leader {
             return Err("this manager does not lead".to_owned());
@@ -497,11 +497,11 @@ impl RaftHandle {
         let ready = |(id, progress): &(&u64, &Progress)| {
             let votes = status.members.get(id).is_some_and(|(_, voter)| *voter);
             let reached = progress.silent.is_some_and(|silent| silent < OUT_OF_REACH);
-            votes && reached && to.is_none_or(|to| to == **id)
+            votes && reached && wanted.is_none_or(|to| to == **id)
         };
         let best = status.others.iter().filter(ready).max_by_key(|(_, progress)| progress.matched);
         let Some((&to, _)) = best else {
-            return Err(match to {
+            return Err(match wanted {
                 Some(to) => format!("manager {to} does not vote, or is not in reach"),
                 None => "no other manager that votes is in reach".to_owned(),
             });
@@ -513,9 +513,10 @@ impl RaftHandle {
             metrics.current_leader.is_some_and(|leader| leader != own)
         };
         let moved = self.raft.wait(Some(HANDED_OVER)).metrics(led, "another leader").await;
-        match moved {
-            Ok(_) => Ok(to),
-            Err(_) => Err(format!("manager {to} did not take the lead in time")),
+        match moved.ok().and_then(|metrics| metrics.current_leader) {
+            Some(leader) if leader == to || wanted.is_none() => Ok(leader),
+            Some(leader) => Err(format!("manager {leader} has taken the lead, and not {to}")),
+            None => Err(format!("manager {to} did not take the lead in time")),
         }
     }
 

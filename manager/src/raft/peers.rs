@@ -43,6 +43,8 @@ const APPENDING: Duration = Duration::from_secs(2);
 const PROPOSING: Duration = Duration::from_secs(10);
 /// A leader answers from what its followers say within a heartbeat.
 const READING: Duration = Duration::from_secs(2);
+/// Another service's question. Nobody needs longer but for handing the lead over, which has 3 s.
+const ASKED: Duration = Duration::from_secs(5);
 /// Chunks of a snapshot on their way.
 const CHUNKS: usize = 2;
 
@@ -161,7 +163,7 @@ impl Peers {
         let mut again = true;
         loop {
             let line = self.line((member, peer), Lane::Pulse)?;
-            let answer = line.ask(std::future::pending(), &question).await;
+            let answer = line.ask(after(ASKED), &question).await;
             self.heed(&line, &answer);
             match answer {
                 Err(PeerError::Status(status))

@@ -136,7 +136,10 @@ impl PeerCalls for Other {
     }
 
     async fn progress(&self, _request: Request<v1::ProgressRequest>) -> Reply<v1::ProgressReply> {
-        not_here()
+        if self.0.silent.load(SeqCst) {
+            std::future::pending().await
+        }
+        Ok(Response::new(v1::ProgressReply::default()))
     }
 
     async fn hand_over(&self, _request: Request<v1::HandOverRequest>) -> Reply<v1::HandOverReply> {
@@ -237,6 +240,27 @@ async fn a_connection_is_kept_until_it_was_silent_for_long() {
     }
     other.is_silent(false);
     assert_eq!(heartbeat(&mut line).await, Ok(()));
+    assert_eq!(other.dialled(), 2);
+}
+
+/// Its connection may be alive: only the one who was asked is not.
+#[tokio::test(start_paused = true)]
+async fn a_question_that_nobody_answers_ends() {
+    let other = Other::new(Duration::ZERO);
+    let (peers, peer) = (other.peers(), peer());
+    let ask = || {
+        let question = |mut client: PeerClient<Channel>| async move {
+            client.progress(v1::ProgressRequest {}).await
+        };
+        timeout(2 * ASKED, peers.ask((2, &peer), question))
+    };
+    assert!(ask().await.unwrap().is_ok());
+    other.is_silent(true);
+    let silent = ask().await.expect("it ends by itself").unwrap_err();
+    assert!(silent.to_string().contains("no answer within 5000 ms"), "{silent}");
+    // It may be the connection after all.
+    other.is_silent(false);
+    assert!(ask().await.unwrap().is_ok());
     assert_eq!(other.dialled(), 2);
 }
 
