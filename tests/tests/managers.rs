@@ -1,10 +1,11 @@
 //! Several managers: joining, one history by all of them, and what goes on when one of them is gone.
 
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use keyhole_tests::{Cluster, Tap, run, wait};
+use keyhole_tests::{Cluster, Ground, Tap, run, wait};
 use rustix::process::Signal;
 
 /// What one manager says of another, by its address.
@@ -818,4 +819,65 @@ fn a_manager_keeps_no_value_key_that_the_cluster_has_dropped() {
         now if now <= before => Ok(()),
         now => Err(format!("{now} KiB, and {before} before")),
     });
+}
+
+/// Nobody has to find out by waiting that a leader has stopped. Killed, it would tell nobody.
+#[test]
+fn a_leader_that_stops_has_another_one_lead_first() {
+    let args = ["--log-level", "info,openraft=info"];
+    let first = Cluster::start_with(Arc::new(Ground::new()), &args);
+    let (second, third) = (first.join(), first.join());
+    let mut managers = vec![first, second, third];
+    for at in 0..3 {
+        comes_to(&managers[0], &managers[at], "{{.Role}}", "Voter");
+    }
+    let asked = |manager: &mut Cluster| {
+        let log = manager.manager().log();
+        log.lines().filter(|line| line.contains("Transfer Leader from")).count()
+    };
+    let before: Vec<usize> = managers.iter_mut().map(asked).collect();
+    let stopped = leader(&managers);
+    managers[stopped].stop(Signal::TERM);
+    let next = leader(&managers);
+    assert_ne!(next, stopped);
+    assert_eq!(asked(&mut managers[next]), before[next] + 1, "it found out by itself");
+}
+
+/// ARCHITECTURE, "Keys follow membership": whoever leads next goes on where the last one stopped.
+#[test]
+fn a_leader_that_is_killed_while_values_are_sealed_anew_is_followed_there() {
+    const VALUES: usize = 40;
+    for count in [1, 3] {
+        let mut managers = Cluster::of(count);
+        // Each is a command of its own.
+        let value = vec![7; 300 << 10];
+        for at in 0..VALUES {
+            managers[0].ok_with(["secret", "create", &format!("s{at}"), "-"], &value);
+        }
+        let lead = leader(&managers);
+        managers[lead].ok(["cluster", "rotate-keys"]);
+        wait::until("some to be sealed anew", || match resealed(&managers[lead]) {
+            0 => Err("none".to_owned()),
+            _ => Ok(()),
+        });
+        managers[lead].stop(Signal::KILL);
+        let done = resealed(&managers[lead]);
+        assert!(done < VALUES / 2, "it was killed too late: {done} of {VALUES}");
+        managers[lead].resume();
+        wait::until("all to be sealed anew", || {
+            match managers[lead].ok(["cluster", "status", "-f", "{{.KeyEpoch}} {{.UnderOldKeys}}"])
+            {
+                now if now == "2 0\n" => Ok(()),
+                now => Err(now),
+            }
+        });
+    }
+}
+
+/// How many values a manager's audit tells of as sealed anew.
+fn resealed(manager: &Cluster) -> usize {
+    let files = fs::read_dir(manager.data().join("audit")).unwrap();
+    let lines = |path| fs::read_to_string(path).unwrap();
+    let resealed = |file: String| file.matches("\"cluster.reseal\"").count();
+    files.map(|file| resealed(lines(file.unwrap().path()))).sum()
 }
