@@ -333,6 +333,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
             cluster.former_certificates
         ),
     };
+    let ca = made(cluster.ca_since, now).map_or(String::new(), |made| format!("{made}, "));
     let used = size::human(cluster.value_bytes);
     let lifetime = Duration::from_secs(cluster.certificate_seconds);
     let mut lines = vec![
@@ -358,14 +359,7 @@ fn pretty(cluster: &v1::ClusterInfo, now: u64) -> String {
         ("Autolock", autolock(cluster).to_owned()),
         ("Certificates", format!("live {}", humantime::format_duration(lifetime))),
         ("This manager's", format!("expires {}", time::until(cluster.certificate_expires_at, now))),
-        (
-            "CA",
-            format!(
-                "made {}, expires {}{former}",
-                time::ago(cluster.ca_since, now).to_lowercase(),
-                time::until(cluster.ca_expires_at, now)
-            ),
-        ),
+        ("CA", format!("{ca}expires {}{former}", time::until(cluster.ca_expires_at, now))),
         ("Last backup", backup),
         ("Refused", format!("{} requests since this manager started", cluster.refused)),
     ];
@@ -410,12 +404,19 @@ fn autolock(cluster: &v1::ClusterInfo) -> &'static str {
 }
 
 fn epoch(cluster: &v1::ClusterInfo, now: u64) -> String {
-    let made =
-        format!("{}, made {}", cluster.epoch, time::ago(cluster.keys_since, now).to_lowercase());
-    match cluster.under_old_keys {
-        0 => made,
-        old => format!("{made} ({old} values to seal anew)"),
+    let mut text = cluster.epoch.to_string();
+    if let Some(made) = made(cluster.keys_since, now) {
+        text += &format!(", {made}");
     }
+    if cluster.under_old_keys > 0 {
+        text += &format!(" ({} values to seal anew)", cluster.under_old_keys);
+    }
+    text
+}
+
+/// How old a key is. An earlier manager does not say.
+fn made(at: u64, now: u64) -> Option<String> {
+    (at != 0).then(|| format!("made {}", time::ago(at, now).to_lowercase()))
 }
 
 impl JoinToken {
