@@ -117,6 +117,7 @@ impl LockedApi {
             ));
         }
         self.0.audit.unlocked(&by);
+        self.0.audit.tend();
         *given = Some(kek);
         self.0.opened.send_replace(true);
         Ok(v1::UnlockReply {})
