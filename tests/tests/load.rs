@@ -1,7 +1,8 @@
 //! The load generator with a few nodes, so that it works when it is wanted: `scripts/soak` has 10,000.
 
-use keyhole_tests::{bench_binary, run};
 use std::process::Command;
+
+use keyhole_tests::{bench_binary, run};
 
 #[test]
 fn every_node_of_a_load_gets_its_files_and_a_rotation() {
