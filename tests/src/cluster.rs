@@ -157,6 +157,17 @@ impl Cluster {
         all
     }
 
+    /// Which of these managers leads, as any of them says.
+    pub fn leader(managers: &[Self]) -> usize {
+        wait::until("a leader", || {
+            let args = ["manager", "ls", "-f", "status=leader", "--format", "{{.Address}}"];
+            let told = managers.iter().map(|by| by.keyhole(args).stdout);
+            let at =
+                |told: String| managers.iter().position(|m| m.address().to_string() == told.trim());
+            told.filter_map(at).next().ok_or_else(|| "none".to_owned())
+        })
+    }
+
     /// Another manager, which joins this one's cluster and is ready.
     pub fn join(&self) -> Self {
         self.join_at(Place { on: self.on.clone(), ..Place::here(self.env.clone()) })

@@ -25,21 +25,6 @@ fn comes_to(by: &Cluster, of: &Cluster, field: &str, wanted: &str) {
     });
 }
 
-/// Which of them leads, as any of them says.
-fn leader(managers: &[Cluster]) -> usize {
-    wait::until("a leader", || {
-        for by in managers {
-            let leader =
-                by.keyhole(["manager", "ls", "-f", "status=leader", "--format", "{{.Address}}"]);
-            let at = |m: &Cluster| m.address().to_string() == leader.stdout.trim();
-            if let Some(found) = managers.iter().position(at) {
-                return Ok(found);
-            }
-        }
-        Err("none".to_owned())
-    })
-}
-
 fn create(by: &Cluster, name: &str) -> i32 {
     by.keyhole_with(["secret", "create", name, "-"], b"value").code
 }
@@ -198,9 +183,9 @@ fn what_would_lose_the_quorum_is_refused_and_so_is_what_needs_one() {
     let refused = only.refused(["manager", "demote", "nobody"]);
     assert!(refused.contains("manager nobody not found"), "{refused}");
 
-    let lost = (leader(&managers) + 1) % 3;
+    let lost = (Cluster::leader(&managers) + 1) % 3;
     managers[lost].stop(Signal::KILL);
-    let at = leader(&managers);
+    let at = Cluster::leader(&managers);
     comes_to(&managers[at], &managers[lost], "{{.Status}}", "Unreachable");
     let status = managers[at].ok(["cluster", "status", "-f", "{{.Health}}"]);
     assert_eq!(status, "1 of the managers that vote out of reach; 0 more may be lost\n");
@@ -239,7 +224,7 @@ fn a_killed_leader_is_replaced_within_two_seconds() {
     let mut managers = Cluster::of(3);
     let mut took = Vec::new();
     for round in 0..rounds {
-        let lost = leader(&managers);
+        let lost = Cluster::leader(&managers);
         let other = &managers[(lost + 1) % 3];
         create(other, &format!("before{round}"));
         let name = format!("after{round}");
@@ -277,7 +262,7 @@ fn a_killed_leader_leaves_nobody_in_doubt() {
     }
     let written = AtomicUsize::new(0);
     for _ in 0..4 {
-        let lost = leader(&managers);
+        let lost = Cluster::leader(&managers);
         let stop = AtomicBool::new(false);
         let host =
             |at: usize| format!("unix://{}", managers[(lost + 1 + at % 2) % 3].socket().display());
@@ -364,7 +349,7 @@ fn a_rolling_restart_loses_no_write_and_no_read() {
                     by,
                     &managers[at],
                     "{{.Status}}",
-                    match leader(&managers) {
+                    match Cluster::leader(&managers) {
                         leader if leader == at => "Leader",
                         _ => "Reachable",
                     },
@@ -388,7 +373,7 @@ fn a_rolling_restart_loses_no_write_and_no_read() {
 #[test]
 fn a_manager_that_was_away_catches_up() {
     let mut managers = Cluster::of(3);
-    let away = (leader(&managers) + 1) % 3;
+    let away = (Cluster::leader(&managers) + 1) % 3;
     let by = (away + 1) % 3;
     for (round, kib) in [(0, 1), (1, 450)] {
         managers[away].stop(Signal::TERM);
@@ -443,7 +428,7 @@ fn led(by: &Cluster) -> String {
 #[test]
 fn managers_far_apart_keep_their_leader_and_take_every_write() {
     let managers = Cluster::far_apart(3, HALF_WAY);
-    let (before, mut written) = (led(&managers[leader(&managers)]), 0);
+    let (before, mut written) = (led(&managers[Cluster::leader(&managers)]), 0);
     assert!(before.ends_with(" ok\n"), "{before}");
     for _ in 0..2 {
         for by in &managers {
@@ -471,7 +456,7 @@ fn managers_far_apart_follow_another_leader_and_catch_up_by_entries_and_by_a_sna
         by.ok_with(["secret", "create", &format!("by-{}", by.address().port()), "-"], b"v");
     }
     for kib in [1, 450] {
-        let away = leader(&managers);
+        let away = Cluster::leader(&managers);
         managers[away].stop(Signal::KILL);
         let by = &managers[(away + 1) % 3];
         // The second time more than a leader keeps of its log.
@@ -603,7 +588,7 @@ fn a_manager_asks_one_that_was_restarted_on_a_new_connection() {
 #[test]
 fn a_manager_that_is_promoted_while_it_is_off_votes_when_it_is_back() {
     let mut managers = Cluster::of(2);
-    let stays = leader(&managers);
+    let stays = Cluster::leader(&managers);
     let off = 1 - stays;
     let address = managers[off].address().to_string();
     managers[stays].ok(["manager", "demote", &address]);
@@ -648,42 +633,6 @@ fn a_node_that_a_manager_has_not_heard_of_yet_keeps_its_files() {
     assert_eq!(task.text(node.path("pw")).as_deref(), Ok("w"));
 }
 
-/// Who knew the keys and is gone knows none that anything is sealed under.
-#[test]
-fn keys_rotate_when_a_manager_goes_and_when_an_operator_says_so() {
-    let mut managers = Cluster::of(3);
-    let node = managers[1].node();
-    for at in 0..150 {
-        managers[at % 3].ok_with(["secret", "create", &format!("s{at}"), "-"], b"value");
-    }
-    managers[0].ok_with(["secret", "rotate", "s7", "-"], b"second");
-    managers[0].ok(["service", "create", "web", "--secret", "s7"]);
-    let task = node.task("web");
-    let token = managers[0].ok(["cluster", "join-token", "-q", "manager"]);
-    let keys = |by: &Cluster| by.ok(["cluster", "status", "-f", "{{.KeyEpoch}} {{.UnderOldKeys}}"]);
-    assert_eq!(keys(&managers[0]), "1 0\n");
-    assert_eq!(managers[1].ok(["cluster", "rotate-keys", "--wait"]), "key epoch 2\n");
-    assert_eq!(keys(&managers[2]), "2 0\n");
-    assert_ne!(managers[0].ok(["cluster", "join-token", "-q", "manager"]), token);
-    // What was sealed anew opens, on every manager, also after a restart.
-    task.text(node.path("s7")).unwrap();
-    let gone = managers.pop().unwrap();
-    managers[0].ok(["manager", "rm", &gone.address().to_string()]);
-    wait::until("a new key, and all under it", || match keys(&managers[0]) {
-        now if now == "3 0\n" => Ok(()),
-        now => Err(now),
-    });
-    managers.iter_mut().for_each(|manager| manager.restart(Signal::KILL));
-    let other = managers[1].node();
-    let here = other.task("web");
-    assert_eq!(here.text(other.path("s7")), Ok("second".to_owned()));
-    managers[0].ok(["secret", "rollback", "s7"]);
-    wait::until("the first version", || match here.text(other.path("s7")) {
-        Ok(text) if text == "value" => Ok(()),
-        now => Err(format!("{now:?}")),
-    });
-}
-
 /// Nothing says that it is gone: no connection ends. When it is back, so are its nodes. Each manager in turn, for a machine
 /// may halt for a moment itself; the one that leads last: no manager lets nodes in before there is a new leader.
 #[test]
@@ -704,13 +653,13 @@ fn a_manager_that_falls_silent_is_left_within_a_second_and_gone_back_to() {
         homes.iter().filter(|home| **home == address).count()
     });
     let least = least.unwrap();
-    if leader(&managers) != least {
+    if Cluster::leader(&managers) != least {
         let address = managers[least].address().to_string();
         managers[0].ok(["manager", "transfer-leader", &address]);
     }
     let mut all = Vec::new();
     for silent in [(least + 1) % 3, (least + 2) % 3, least] {
-        let leads = leader(&managers) == silent;
+        let leads = Cluster::leader(&managers) == silent;
         let lost = format!("{}\n", managers[silent].address());
         // Who has moved before is more patient.
         let its: Vec<_> =
@@ -799,28 +748,6 @@ fn a_manager_without_a_quorum_sends_its_nodes_away_and_tasks_read_on() {
     assert_eq!(task.text(node.path("pw")).as_deref(), Ok("w"));
 }
 
-/// KEYS "What protects what": a value key goes from memory with the cluster's. Each lies in a locked page of its own.
-#[test]
-fn a_manager_keeps_no_value_key_that_the_cluster_has_dropped() {
-    let mut manager = Cluster::start();
-    manager.ok_with(["secret", "create", "pw", "-"], b"value");
-    let status = format!("/proc/{}/status", manager.manager().pid());
-    let locked = || -> u64 {
-        let status = fs::read_to_string(&status).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    };
-    manager.ok(["cluster", "rotate-keys", "--wait"]);
-    let before = locked();
-    for _ in 0..16 {
-        manager.ok(["cluster", "rotate-keys", "--wait"]);
-    }
-    wait::until("no more memory to be locked than before", || match locked() {
-        now if now <= before => Ok(()),
-        now => Err(format!("{now} KiB, and {before} before")),
-    });
-}
-
 /// Nobody has to find out by waiting that a leader has stopped. Killed, it would tell nobody.
 #[test]
 fn a_leader_that_stops_has_another_one_lead_first() {
@@ -836,48 +763,9 @@ fn a_leader_that_stops_has_another_one_lead_first() {
         log.lines().filter(|line| line.contains("Transfer Leader from")).count()
     };
     let before: Vec<usize> = managers.iter_mut().map(asked).collect();
-    let stopped = leader(&managers);
+    let stopped = Cluster::leader(&managers);
     managers[stopped].stop(Signal::TERM);
-    let next = leader(&managers);
+    let next = Cluster::leader(&managers);
     assert_ne!(next, stopped);
     assert_eq!(asked(&mut managers[next]), before[next] + 1, "it found out by itself");
-}
-
-/// ARCHITECTURE, "Keys follow membership": whoever leads next goes on where the last one stopped.
-#[test]
-fn a_leader_that_is_killed_while_values_are_sealed_anew_is_followed_there() {
-    const VALUES: usize = 40;
-    for count in [1, 3] {
-        let mut managers = Cluster::of(count);
-        // Each is a command of its own.
-        let value = vec![7; 300 << 10];
-        for at in 0..VALUES {
-            managers[0].ok_with(["secret", "create", &format!("s{at}"), "-"], &value);
-        }
-        let lead = leader(&managers);
-        managers[lead].ok(["cluster", "rotate-keys"]);
-        wait::until("some to be sealed anew", || match resealed(&managers[lead]) {
-            0 => Err("none".to_owned()),
-            _ => Ok(()),
-        });
-        managers[lead].stop(Signal::KILL);
-        let done = resealed(&managers[lead]);
-        assert!(done < VALUES / 2, "it was killed too late: {done} of {VALUES}");
-        managers[lead].resume();
-        wait::until("all to be sealed anew", || {
-            match managers[lead].ok(["cluster", "status", "-f", "{{.KeyEpoch}} {{.UnderOldKeys}}"])
-            {
-                now if now == "2 0\n" => Ok(()),
-                now => Err(now),
-            }
-        });
-    }
-}
-
-/// How many values a manager's audit tells of as sealed anew.
-fn resealed(manager: &Cluster) -> usize {
-    let files = fs::read_dir(manager.data().join("audit")).unwrap();
-    let lines = |path| fs::read_to_string(path).unwrap();
-    let resealed = |file: String| file.matches("\"cluster.reseal\"").count();
-    files.map(|file| resealed(lines(file.unwrap().path()))).sum()
 }

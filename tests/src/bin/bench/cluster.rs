@@ -73,21 +73,11 @@ fn create_figure(
     Figure::new('e', name, quantile(&rates, 1.0), "/s").with("median round", median(&rates))
 }
 
-fn leader(managers: &[Cluster]) -> usize {
-    wait::until("a leader", || {
-        let args = ["manager", "ls", "-f", "status=leader", "--format", "{{.Address}}"];
-        let told = managers.iter().map(|by| by.keyhole(args).stdout);
-        let at =
-            |told: String| managers.iter().position(|m| m.address().to_string() == told.trim());
-        told.filter_map(at).next().ok_or_else(|| "none".to_owned())
-    })
-}
-
 /// From `kill -9` of the leader to the answer to the next write.
 fn failover(managers: &mut [Cluster], runtime: &Runtime) -> Figure {
     let mut took = Vec::new();
     for round in 0..KILLS {
-        let lost = leader(managers);
+        let lost = Cluster::leader(managers);
         let other = (lost + 1) % managers.len();
         let operator =
             runtime.block_on(Operator::connect(managers[other].socket())).expect("it serves");
@@ -130,7 +120,7 @@ fn caught_up(by: &Cluster, of: &Cluster) {
 
 /// 100,000 secrets of 1 KiB: a newcomer takes them as a snapshot and what follows, and each starts anew with them.
 fn newcomer(managers: &mut Vec<Cluster>, runtime: &Runtime) -> Vec<Figure> {
-    let at = leader(managers);
+    let at = Cluster::leader(managers);
     let operators = runtime.block_on(connect(managers[at].socket(), CALLERS));
     let names = (0..SECRETS).map(|number| format!("n{number}"));
     runtime.block_on(create_all(&operators, names, PATIENCE));
