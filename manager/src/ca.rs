@@ -5,6 +5,7 @@
 //! signs.
 
 mod brought;
+pub mod decoders;
 pub(crate) mod kept;
 mod own;
 mod roots;

@@ -94,7 +94,7 @@ async fn ask(
 }
 
 /// Those of other managers that are no nodes of ours are left out.
-fn session_in(session: v1::NodeSession) -> Option<(NodeId, SessionView)> {
+pub(crate) fn session_in(session: v1::NodeSession) -> Option<(NodeId, SessionView)> {
     let task = |shown: v1::ShownTask| {
         let grant = |grant: v1::ShownGrant| Some((GrantId(grant.id), Version::new(grant.version)?));
         let grants: Option<Vec<_>> = shown.grants.into_iter().map(grant).collect();

@@ -307,4 +307,32 @@ pub(crate) mod tests {
         let newer = Bundle::read(&path).err().unwrap().to_string();
         assert!(newer.contains("format 2"), "{newer}");
     }
+
+    /// What a fuzzer tries first, here where none reaches: a program has no library to call.
+    #[test]
+    fn a_bundle_that_was_cut_or_changed_is_taken_as_a_whole_or_refused_without_its_key() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = folder.path().join("ann.toml");
+        let made = bundle("ann", 4_000_000_000);
+        made.replace(&path).unwrap();
+        let text = fs::read(&path).unwrap();
+        let secret = made.key.lines().nth(1).unwrap();
+        let read = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let read = Bundle::read(&path).map_err(|failure| failure.to_string());
+            let used = read.and_then(|read| read.live().and(read.key()).map(drop));
+            let error = used.err().unwrap_or_default();
+            assert!(!error.contains(secret) && !error.contains(char::is_control), "{error:?}");
+            error.is_empty()
+        };
+        assert!(read(&text));
+        for at in 0..text.len() {
+            read(&text[..at]);
+            for bit in [0, 3, 7] {
+                let mut changed = text.clone();
+                changed[at] ^= 1 << bit;
+                read(&changed);
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Depends on wire's rules for roots. Invariant: nothing of the cluster changes before what the root signs was believed,
 //! in a trial, by a peer that trusts it alone and by one that trusts only the CA before it.
 
-use keyhole_domain::NodeId;
+use keyhole_domain::{ClusterId, NodeId};
 use keyhole_secmem::{LockError, SecretBytes};
 use keyhole_state::{Cluster, NewCa, State};
 use keyhole_wire::tls::certificate::{backdated, leaf_params};
@@ -77,6 +77,11 @@ impl BroughtCa {
         Ok(Self { certificate, key })
     }
 
+    /// Certificate and key.
+    pub(super) fn pair(&self) -> (&[u8], &SecretBytes) {
+        (&self.certificate, &self.key)
+    }
+
     /// It, as the root CA that follows the current one, once all was checked.
     pub(crate) fn follow(
         &self,
@@ -92,19 +97,24 @@ impl BroughtCa {
         if cluster.roots(clock::now()).iter().any(|root| key_id(root) == id) {
             return Err(BroughtError::Known.into());
         }
-        let new = new_ca_of(state, cluster, own, (&self.certificate, &self.key))?;
-        self.try_out(cluster, &new, now)?;
+        let new = new_ca_of(state, cluster, own, self.pair())?;
+        self.try_out(&cluster.id, (&new.former.certificate, &new.former.cross), now)?;
         Ok(new)
     }
 
     /// A leaf of it, shown to who trusts it alone and to who trusts only the CA before it.
-    fn try_out(&self, cluster: &Cluster, new: &NewCa, now: u64) -> Result<(), CaError> {
+    pub(super) fn try_out(
+        &self,
+        cluster: &ClusterId,
+        (former, cross): (&[u8], &[u8]),
+        now: u64,
+    ) -> Result<(), CaError> {
         let id = NodeId::from_entropy([0; 16]).to_string();
-        let params = leaf_params(&cluster.id, Role::Manager, &id, backdated(now), now + 60)?;
+        let params = leaf_params(cluster, Role::Manager, &id, backdated(now), now + 60)?;
         let issuer = issuer(&self.certificate, &self.key)?;
         let leaf = params.signed_by(&KeyPair::generate()?, &issuer)?;
-        for root in [&self.certificate, &new.former.certificate] {
-            let believed = check_chain(leaf.der(), &new.former.cross, root, now);
+        for root in [self.certificate.as_slice(), former] {
+            let believed = check_chain(leaf.der(), cross, root, now);
             believed.map_err(BroughtError::NotBelieved)?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! Invariant: nothing is decided here; each function is what the store or the port calls, and forgets what it gave.
 use super::peer_codec as peer;
 use super::wire;
+use crate::elsewhere;
 use keyhole_proto::v1;
 use prost::Message;
 use std::io;
@@ -47,4 +48,11 @@ pub fn answers(bytes: &[u8]) -> io::Result<()> {
     let appended = peer::appended_in(decode(bytes)?).map(drop);
     let voted = peer::voted_in(decode(bytes)?).map(drop);
     appended.and(voted).and(peer::transferred_in(decode(bytes)?).map(drop))
+}
+
+/// What another manager says of the nodes that are connected to it.
+pub fn sessions(bytes: &[u8]) -> io::Result<()> {
+    let reply: v1::SessionsReply = decode(bytes)?;
+    reply.nodes.into_iter().for_each(|node| drop(elsewhere::session_in(node)));
+    Ok(())
 }

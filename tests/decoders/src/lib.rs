@@ -7,6 +7,7 @@
 
 mod manager;
 mod node;
+mod root;
 mod shared;
 mod store;
 
@@ -14,16 +15,18 @@ mod store;
 pub type Decoder = fn(&[u8]);
 
 /// Each function by the name of its fuzz target and corpus.
-pub const ALL: [(&str, Decoder); 13] = [
+pub const ALL: [(&str, Decoder); 15] = [
     ("assignment", node::assignment),
     ("audit", manager::audit),
     ("backup", manager::backup),
     ("certificate", shared::certificate),
     ("command", manager::command),
     ("identity", node::identity),
+    ("key", shared::key),
     ("node_state", node::node_state),
     ("peer", manager::peer),
     ("proc", node::proc),
+    ("root", root::root),
     ("seal", shared::seal),
     ("snapshot", manager::snapshot),
     ("store", store::store),
@@ -41,6 +44,8 @@ pub fn call(name: &str, bytes: &[u8]) {
 pub fn panic_as_daemons_do() {
     keyhole_secmem::harden::install_panic_hook();
 }
+
+pub use root::{ROOT_KEY, signed_anew};
 
 /// The pieces of an input of several: two bytes of length (little-endian) before each.
 pub fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -1,11 +1,13 @@
 //! What managers read: their log and rows, each other's calls and snapshots, backups, the audit.
 
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{BufReader, Write};
 use std::sync::LazyLock;
 
 use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
-use keyhole_manager::audit::Verifier;
+use keyhole_domain::Timestamp;
+use keyhole_manager::audit::{AuditLog, Head, LEAST_FILE_BYTES, Report, Verifier, Writer, files};
 use keyhole_manager::backup::{BackupReader, Unlock};
 use keyhole_manager::codec::{
     decode_envelope, decode_row, encode_envelope, encode_row, row_from_bytes,
@@ -13,8 +15,9 @@ use keyhole_manager::codec::{
 use keyhole_manager::raft::{SnapshotData, SnapshotInput, decoders};
 use keyhole_proto::v1;
 use keyhole_secmem::SecretBytes;
-use keyhole_state::State;
+use keyhole_state::{Actor, AuditRecord, State};
 use prost::Message;
+use tempfile::TempDir;
 
 use crate::pieces;
 
@@ -39,6 +42,7 @@ pub(crate) fn command(bytes: &[u8]) {
 /// A record of the log, the vote, and every call that managers make to each other.
 pub(crate) fn peer(bytes: &[u8]) {
     let all = [
+        decoders::sessions,
         decoders::log_entry,
         decoders::vote,
         decoders::applied,
@@ -94,16 +98,43 @@ fn read_backup(bytes: &[u8], unlock: &Unlock) {
     }
 }
 
-/// The files of an audit, apart at each zero byte.
+/// Where an audit's files are.
+static FOLDER: LazyLock<TempDir> =
+    LazyLock::new(|| tempfile::tempdir_in("/dev/shm").expect("a tmpfs"));
+
+/// The files of an audit, apart at each zero byte: verified, and gone on with by the next manager.
 pub(crate) fn audit(bytes: &[u8]) {
-    for all in [false, true] {
-        let mut verifier = Verifier::new(None, all);
-        for (number, file) in (1..).zip(bytes.split(|byte| *byte == 0)) {
-            verifier.file(&format!("audit-{number:06}.jsonl"), file).expect("it is in memory");
-        }
-        let report = verifier.finish();
-        assert!(
-            report.problems.iter().chain(&report.notes).all(|finding| !finding.what.is_empty())
-        );
+    let folder = FOLDER.path();
+    fs::remove_dir_all(folder).expect("it is ours");
+    fs::create_dir(folder).expect("it is ours");
+    for (number, file) in (1..).zip(bytes.split(|byte| *byte == 0)) {
+        fs::write(folder.join(format!("audit-{number:06}.jsonl")), file).expect("it is ours");
     }
+    let found = [false, true].map(verify);
+    assert!(found.iter().flat_map(|it| &it.problems).all(|problem| !problem.what.is_empty()));
+    let audit = AuditLog::open(folder, LEAST_FILE_BYTES, None).expect("any bytes are followed");
+    let writer = Writer { cluster: "c".into(), manager: "m".into(), member: 1 };
+    audit.begin(writer, Head { seq: 3, hash: [7; 32] });
+    audit.applied(&AuditRecord {
+        index: LAST_INDEX,
+        at: Timestamp(1),
+        actor: Actor::Manager(1),
+        action: "x",
+        objects: Vec::new(),
+        refused: None,
+    });
+    // A change that has a line already gets no other.
+    let has_line = bytes.windows(20).any(|part| part == LAST_INDEX.to_string().as_bytes());
+    assert!(has_line || verify(false).lines > found[0].lines, "it has no line");
+}
+
+const LAST_INDEX: u64 = u64::MAX;
+
+fn verify(all: bool) -> Report {
+    let mut verifier = Verifier::new(None, all);
+    for (_, path) in files(FOLDER.path()).expect("the folder is ours") {
+        let file = BufReader::new(File::open(&path).expect("it is there"));
+        verifier.file(&path.display().to_string(), file).expect("it is in memory");
+    }
+    verifier.finish()
 }

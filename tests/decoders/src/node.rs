@@ -1,19 +1,22 @@
 //! What nodes read: assignments, what a worker left to the next, their own files, and the kernel's tables.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::LazyLock;
 
 use keyhole_domain::ClusterId;
+use keyhole_manager::ca;
 use keyhole_node_fs::agent::follow;
 use keyhole_node_fs::cgroups::CgroupRoot;
+use keyhole_node_fs::handles::Handles;
 use keyhole_node_fs::join::IdentityStore;
 use keyhole_node_fs::mountinfo;
 use keyhole_node_fs::registry::Registry;
-use keyhole_node_fs::state_memfd::SavedState;
+use keyhole_node_fs::state_memfd::{SavedState, StateMemory};
 use keyhole_node_fs::values::Values;
 use keyhole_proto::v1;
-use keyhole_secmem::{Key32, SecretFd};
+use keyhole_secmem::{Key32, SecretBytes, SecretFd};
+use keyhole_view::Ino;
 use keyhole_view::cgroup::{CgroupPath, identify};
 use keyhole_wire::seal::{EdgeKeyPair, Info, Protocol};
 use prost::Message;
@@ -34,11 +37,32 @@ pub(crate) fn assignment(bytes: &[u8]) {
     let _ = follow(parts, (EdgeKeyPair::from_secret(key), info), &values);
 }
 
-/// What a worker left, within its seal.
+/// What a worker left: within its seal, and as memory that was written to otherwise, which the next worker replaces.
 pub(crate) fn node_state(bytes: &[u8]) {
     if let Ok(state) = v1::NodeState::decode(bytes) {
         let _ = SavedState::try_from(state);
     }
+    let key = || RUN.map().expect("there is memory");
+    let file = memory_of(bytes);
+    let again = file.try_clone().expect("a descriptor");
+    let (mut memory, found) = StateMemory::open(file, key());
+    assert!(matches!(found, Ok(None) | Err(_)), "a forged state opens");
+    memory.save(&SavedState::default()).expect("there is memory");
+    let found = StateMemory::open(again, key()).1;
+    assert!(matches!(found, Ok(Some(_))), "what follows it does not open");
+    let handles = Handles::load(memory_of(bytes).into()).expect("there is memory");
+    handles.add(Ino(1)).expect("there is memory");
+    assert!(handles.held(Ino(1)));
+}
+
+/// The key of a run that nothing else was sealed with.
+static RUN: LazyLock<SecretFd> = LazyLock::new(|| SecretFd::create().expect("there is memory"));
+
+fn memory_of(bytes: &[u8]) -> File {
+    let memory = memfd_create("memory", MemfdFlags::CLOEXEC).expect("there is memory");
+    let memory = File::from(memory);
+    memory.write_all_at(bytes, 0).expect("there is memory");
+    memory
 }
 
 /// A data folder for files that are read by name.
@@ -46,12 +70,14 @@ static FOLDER: LazyLock<TempDir> =
     LazyLock::new(|| tempfile::tempdir_in("/dev/shm").expect("a tmpfs"));
 static CGROUPS: LazyLock<CgroupRoot> = LazyLock::new(|| CgroupRoot::find().expect("cgroup v2"));
 
-/// The node's files: its identity and its tasks.
+/// The node's files: its identity, which a manager keeps as well, and its tasks.
 pub(crate) fn identity(bytes: &[u8]) {
     let store = IdentityStore::open(FOLDER.path()).expect("the folder is ours");
     fs::write(store.path(), bytes).expect("the folder is ours");
     fs::set_permissions(store.path(), Permissions::from_mode(0o600)).expect("it is ours");
     let _ = store.load();
+    let kept = SecretBytes::copy_from(&mut bytes.to_vec()).expect("there is memory");
+    let _ = ca::decoders::kept(&kept);
     fs::write(FOLDER.path().join("tasks.json"), bytes).expect("the folder is ours");
     let _ = Registry::restore(FOLDER.path(), "boot".to_owned(), &CGROUPS);
 }

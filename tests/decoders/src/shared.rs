@@ -1,7 +1,10 @@
-//! What both sides read: certificates, seals, and all that people and configurations spell.
+//! What both sides read: certificates, seals, keys, and all that people and configurations spell.
 
 use std::fmt::{Debug, Display};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use keyhole_domain::{
     ClusterId, Constraint, FileMode, GrantSpec, SecretId, SecretName, Target, Version,
@@ -15,6 +18,8 @@ use keyhole_wire::seal::{Aad, EdgeKeyPair, EdgePublicKey, Info, Protocol};
 use keyhole_wire::tls::certificate::csr_public_key;
 use keyhole_wire::tls::{Identity, LiveTls, PeerIdentity, key_id};
 use keyhole_wire::token::JoinToken;
+use keyhole_wire::unlock_key::{parse_unlock_key, unlock_key_text};
+use tempfile::TempDir;
 
 use crate::pieces;
 
@@ -46,9 +51,32 @@ pub(crate) fn seal(bytes: &[u8]) {
     let of = (SecretId::from_entropy([2; 16]), Version::FIRST);
     let sealed = SealedValue { epoch: 1, salt: [3; 32], ciphertext: ciphertext.to_vec() };
     assert!(open_value(&key(), &cluster, of, &sealed).is_err(), "a forged value opens");
-    let identity = StoreIdentity { cluster: "c".into(), manager: "m".into(), member: 1 };
     let kek = Kek::from_key(key(), "the fuzzer's");
-    assert!(kek.unwrap(bytes, &identity).is_err(), "a forged key opens");
+    assert!(kek.unwrap(bytes, &identity()).is_err(), "a forged key opens");
+}
+
+/// Where a key's file is.
+static FOLDER: LazyLock<TempDir> =
+    LazyLock::new(|| tempfile::tempdir_in("/dev/shm").expect("a tmpfs"));
+
+/// The file of a manager's key, and an unlock key as it was typed.
+pub(crate) fn key(bytes: &[u8]) {
+    let file = FOLDER.path().join("kek");
+    fs::write(&file, bytes).expect("the folder is ours");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("it is ours");
+    if let Ok(kek) = Kek::open(&file) {
+        let (dek, identity) = (Key32::generate().expect("there is memory"), identity());
+        let wrapped = kek.wrap(&dek, &identity).expect("there is memory");
+        assert!(kek.unwrap(&wrapped, &identity).is_ok_and(|key| key == dek));
+    }
+    if let Ok(key) = parse_unlock_key(bytes) {
+        let shown = unlock_key_text(&key).expect("there is memory");
+        assert_eq!(shown.as_slice(), bytes.trim_ascii());
+    }
+}
+
+fn identity() -> StoreIdentity {
+    StoreIdentity { cluster: "c".into(), manager: "m".into(), member: 1 }
 }
 
 /// A join token, names, targets, modes, grants and constraints.

@@ -9,10 +9,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use keyhole_decoders::{ALL, call, joined};
+use keyhole_decoders::{ALL, ROOT_KEY, call, joined};
 use keyhole_proto::v1;
+use keyhole_secmem::Key32;
 use keyhole_wire::token::JoinToken;
+use keyhole_wire::unlock_key::unlock_key_text;
 use prost::Message;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, DnValue, GeneralSubtree, IsCa, KeyPair,
+    KeyUsagePurpose, NameConstraints,
+};
 
 /// All of it together.
 const MOST_BYTES: u64 = 300_000;
@@ -73,7 +79,7 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
         "node_state" => {
             let part = v1::AssignmentPart::decode(&*of_kind(&dispatch, "part")[0]).expect("a part");
             let state = v1::NodeState { tasks: part.tasks, mounted: 3, ..Default::default() };
-            vec![state.encode_to_vec()]
+            vec![state.encode_to_vec(), memory(4096, 8), memory(u64::MAX, u64::MAX)]
         }
         "identity" => vec![identity, TASKS.as_bytes().to_vec()],
         "certificate" => {
@@ -81,8 +87,14 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
                 kept.chain.iter().chain([&kept.key]).map(|der| der.to_vec()).collect();
             vec![kept.chain[0].to_vec(), kept.roots[0].to_vec(), together(&chain)]
         }
+        "root" => roots(&kept),
+        "key" => {
+            let key = Key32::from_bytes(&mut [7; 32]).expect("there is memory");
+            let typed = unlock_key_text(&key).expect("there is memory").as_slice().to_vec();
+            vec![format!("KH-KEK-1-{}\n", "0f".repeat(32)).into_bytes(), typed]
+        }
         "seal" => vec![together(&[vec![9; 32], vec![1; 40]]), [vec![1], vec![2; 60]].concat()],
-        "audit" => vec![AUDIT.as_bytes().to_vec()],
+        "audit" => vec![AUDIT.as_bytes().to_vec(), last_line(u64::MAX), last_line(7)],
         "store" => store_changes(),
         "proc" => text(&[
             MOUNTS,
@@ -106,6 +118,51 @@ const MOUNTS: &str = "41 31 0:38 / /sys/fs/cgroup rw,relatime shared:9 master:2 
 77 23 0:51 / /run/a\\040b ro,nosuid - fuse.keyhole keyhole-12-34 rw,user_id=0\n";
 
 const AUDIT: &str = include_str!("audit.jsonl");
+
+/// A line that may be the last one of a file, which then ends in a piece of another.
+fn last_line(seq: u64) -> Vec<u8> {
+    let hash = "0".repeat(64);
+    format!("{{\"index\":9,\"seq\":{seq},\"hash\":\"{hash}\"}}\n{{\"index").into_bytes()
+}
+
+/// The beginning of what a worker leaves to the next: the header of a record that is there or is not.
+fn memory(offset: u64, length: u64) -> Vec<u8> {
+    let numbers = [2, 1, offset, length].map(u64::to_le_bytes);
+    let mut bytes = [b"keyhole\0".as_slice(), numbers.as_flattened(), &[5; 48]].concat();
+    bytes.resize(4096, 0);
+    [bytes, vec![6; 8]].concat()
+}
+
+/// As organisations make them, with a key that fits the first two.
+fn roots(kept: &v1::NodeIdentity) -> Vec<Vec<u8>> {
+    let pem = pem::encode(&pem::Pem::new("PRIVATE KEY", ROOT_KEY));
+    let key = KeyPair::from_pem(&pem).expect("it is one");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let leaf = kept.chain[0].to_vec();
+    let input = |root: Vec<u8>| together(&[root, pem.clone().into_bytes(), leaf.clone()]);
+    let root = |params: &CertificateParams| {
+        let signed = params.self_signed(&key).expect("it can be signed");
+        signed.der().to_vec()
+    };
+    let plain = root(&params);
+    for (kind, value) in [
+        (DnType::CountryName, DnValue::PrintableString("CH".try_into().expect("ASCII"))),
+        (DnType::OrganizationName, DnValue::Utf8String("Beispiel für alle".to_owned())),
+        (
+            DnType::CustomDnType(vec![2, 5, 4, 5]),
+            DnValue::Ia5String("7".try_into().expect("ASCII")),
+        ),
+    ] {
+        params.distinguished_name.push(kind, value);
+    }
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(3));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let below = |name: &str| GeneralSubtree::DnsName(name.to_owned());
+    let (permitted_subtrees, excluded_subtrees) = (vec![below("manager")], vec![below("a.org")]);
+    params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees });
+    vec![input(plain), input(root(&params)), input(kept.roots[0].to_vec())]
+}
 
 fn snapshot(rows: &[Vec<u8>]) -> Vec<u8> {
     use v1::snapshot_chunk::Chunk;

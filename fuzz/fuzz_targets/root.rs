@@ -1,0 +1,3 @@
+//! Feeds bytes to the decoder `root` of `keyhole-decoders`, which says what it is and what must hold.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| keyhole_decoders::call("root", bytes));
