@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{Error, RootCertStore};
 use x509_parser::der_parser::asn1_rs::{Oid, Tag};
+use x509_parser::der_parser::parse_der;
 use x509_parser::oid_registry::{
     OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_KEY_USAGE, OID_X509_EXT_NAME_CONSTRAINTS,
 };
@@ -155,7 +156,12 @@ fn signs(issuer: &X509Certificate<'_>, signed: &X509Certificate<'_>) -> bool {
 /// The subject of the CA certificate `der`, for one that is to have the same.
 pub fn subject_of(der: &[u8]) -> Result<DistinguishedName, RootError> {
     let mut name = DistinguishedName::new();
-    for part in parsed(der)?.subject().iter() {
+    let root = parsed(der)?;
+    // What the parser does not understand it leaves out, with all that follows.
+    if parse_der(root.subject().as_raw()).is_err() {
+        return Err(RootError::Subject);
+    }
+    for part in root.subject().iter() {
         let mut attributes = part.iter();
         let (Some(attribute), None) = (attributes.next(), attributes.next()) else {
             return Err(RootError::Subject);
