@@ -1,5 +1,5 @@
-//! Whether a history of concurrent operations on one secret could have happened one after another, each at a moment
-//! between its call and its answer.
+//! Whether a history of concurrent operations on one secret, and on its grant to a service of its own, could have happened
+//! one after another, each at a moment between its call and its answer.
 //!
 //! The search is Wing and Gong's ("Testing and Verifying Concurrent Objects", 1993) with Lowe's memory of places that
 //! were visited ("Testing for linearizability", 2017). Secrets are independent objects, so each has a history of its own
@@ -20,6 +20,12 @@ pub enum Input {
     Rollback,
     /// Which version is current, and which is the highest.
     Read,
+    /// A service of its own is granted it.
+    Grant,
+    /// And no longer.
+    Revoke,
+    /// Whether that service is granted it.
+    ReadGrant,
 }
 
 /// What was answered.
@@ -29,12 +35,16 @@ pub enum Output {
     Version(u64),
     /// As read: the current version, and the highest kept.
     Seen(u64, u64),
-    /// There is such a secret already.
+    /// There is such a secret, or such a grant, already.
     Exists,
-    /// There is no such secret.
+    /// There is no such secret, or no such grant.
     Missing,
     /// There is no version before the current one.
     NothingBefore,
+    /// The grant is as was asked for.
+    Changed,
+    /// As read: whether there is the grant.
+    Granted(bool),
 }
 
 /// One operation, in any unit of time.
@@ -54,6 +64,7 @@ struct Model {
     current: u64,
     last: u64,
     kept: BTreeSet<u64>,
+    granted: bool,
 }
 
 impl Model {
@@ -62,7 +73,12 @@ impl Model {
         match input {
             Input::Create if self.last > 0 => (self.clone(), Output::Exists),
             Input::Create => (self.next(), Output::Version(1)),
+            Input::ReadGrant => (self.clone(), Output::Granted(self.granted)),
             _ if self.last == 0 => (self.clone(), Output::Missing),
+            Input::Grant if self.granted => (self.clone(), Output::Exists),
+            Input::Revoke if !self.granted => (self.clone(), Output::Missing),
+            Input::Grant => (Self { granted: true, ..self.clone() }, Output::Changed),
+            Input::Revoke => (Self { granted: false, ..self.clone() }, Output::Changed),
             Input::Rotate => (self.next(), Output::Version(self.last + 1)),
             Input::Read => {
                 let highest = self.kept.last().copied().unwrap_or(0);
@@ -82,7 +98,7 @@ impl Model {
         kept.insert(last);
         let newest: BTreeSet<u64> = kept.iter().rev().take(KEPT_VERSIONS).copied().collect();
         kept.retain(|version| newest.contains(version) || *version == last);
-        Self { current: last, last, kept }
+        Self { current: last, last, kept, ..*self }
     }
 }
 
@@ -160,8 +176,8 @@ mod tests {
         Operation { called, answered: None, input }
     }
 
-    use Input::{Create, Read, Rollback, Rotate};
-    use Output::{Exists, Missing, NothingBefore, Seen, Version};
+    use Input::{Create, Grant, Read, ReadGrant, Revoke, Rollback, Rotate};
+    use Output::{Changed, Exists, Granted, Missing, NothingBefore, Seen, Version};
 
     #[test]
     fn what_happened_in_order_is_fine() {
@@ -230,5 +246,44 @@ mod tests {
         }
         history.push(op(200, 201, Rollback, NothingBefore));
         check(&history).unwrap();
+    }
+
+    #[test]
+    fn a_stale_grant_a_lost_one_and_one_made_twice_are_found() {
+        let created = op(0, 1, Create, Version(1));
+        let granted = op(2, 3, Grant, Changed);
+        check(&[
+            op(0, 1, Grant, Missing),
+            op(0, 1, ReadGrant, Granted(false)),
+            op(2, 3, Create, Version(1)),
+            op(4, 5, Grant, Changed),
+            op(6, 7, Grant, Exists),
+            op(8, 9, Rotate, Version(2)),
+            op(10, 11, ReadGrant, Granted(true)),
+            op(12, 13, Revoke, Changed),
+            op(14, 15, Revoke, Missing),
+            op(16, 17, ReadGrant, Granted(false)),
+        ])
+        .unwrap();
+        let concurrent = [op(4, 9, Revoke, Changed), op(5, 6, ReadGrant, Granted(false))];
+        check(&[&[created, granted][..], &concurrent].concat()).unwrap();
+        let stale = [created, granted, op(4, 5, ReadGrant, Granted(false))];
+        let after_the_end =
+            [created, granted, op(4, 5, Revoke, Changed), op(6, 7, ReadGrant, Granted(true))];
+        let lost_change = [created, granted, op(4, 5, Revoke, Missing)];
+        let twice = [created, granted, op(4, 5, Grant, Changed)];
+        let back = [
+            created,
+            op(2, 9, Grant, Changed),
+            op(3, 4, ReadGrant, Granted(true)),
+            op(5, 6, ReadGrant, Granted(false)),
+        ];
+        let of_nothing = [op(0, 1, Grant, Changed), op(2, 3, Read, Missing)];
+        let none_asked = [created, op(2, 3, ReadGrant, Granted(true)), lost(4, Grant)];
+        for bad in
+            [&stale[..], &after_the_end, &lost_change, &twice, &back, &of_nothing, &none_asked]
+        {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Concurrent clients against several managers while these are killed, paused, cut off, slowed and restarted with other clocks:
-//! the history of each secret must be linearizable.
+//! the history of each secret, and of its grant to a service, must be linearizable.
 //!
 //! `KEYHOLE_SEED` repeats the choices of a run, `KEYHOLE_SOAK` makes it ten minutes long.
 
@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 const CLIENTS: usize = 6;
 /// Operations on one secret before the clients go on to the next: the search for an order stays short.
 const EACH: usize = 40;
+const READS: [Input; 2] = [Input::Read, Input::ReadGrant];
 
 /// Splitmix64: small, and enough to choose by.
 struct Choices(u64);
@@ -57,7 +58,11 @@ type History = Vec<(String, Operation)>;
 /// An answer that says for certain what happened; else nobody knows.
 fn certain(answer: Result<Output, Status>) -> Result<Output, Option<Status>> {
     answer.map_err(|status| match status.code() {
-        Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => Some(status),
+        Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::InvalidArgument
+        | Code::Aborted => Some(status),
         _ => None,
     })
 }
@@ -76,7 +81,38 @@ async fn ask(operator: &Operator, name: &str, input: Input) -> Result<Output, St
             let highest = info.versions.iter().map(|kept| kept.version).max();
             Output::Seen(info.current, highest.unwrap_or(0))
         }
+        Input::Grant => {
+            // The service is no part of the history: without a grant it is as good as none.
+            match operator.service(name, &[]).await {
+                Err(status) if status.code() != Code::AlreadyExists => return Err(status),
+                _ => {}
+            }
+            let grant = v1::GrantInput { source: name.to_owned(), ..Default::default() };
+            update(operator, name, |request| request.secret_add.push(grant)).await?
+        }
+        Input::Revoke => {
+            update(operator, name, |request| request.secret_rm.push(name.to_owned())).await?
+        }
+        Input::ReadGrant => match operator.api().inspect_service(object()).await {
+            Ok(info) => {
+                let grants = info.into_inner().spec.unwrap_or_default().grants;
+                Output::Granted(grants.iter().any(|grant| grant.secret_name == name))
+            }
+            Err(status) if status.code() == Code::NotFound => Output::Granted(false),
+            Err(status) => return Err(status),
+        },
     })
+}
+
+/// Changes the service that is called like its secret.
+async fn update(
+    operator: &Operator,
+    name: &str,
+    change: impl FnOnce(&mut v1::UpdateServiceRequest),
+) -> Result<Output, Status> {
+    let mut request = v1::UpdateServiceRequest { service: name.to_owned(), ..Default::default() };
+    change(&mut request);
+    operator.api().update_service(request).await.map(|_| Output::Changed)
 }
 
 /// What a refusal means for the model.
@@ -84,6 +120,8 @@ fn refused(input: Input, status: &Status) -> Output {
     match (input, status.code()) {
         (_, Code::NotFound) => Output::Missing,
         (Input::Create, Code::AlreadyExists) => Output::Exists,
+        // Two grants of one target.
+        (Input::Grant, Code::InvalidArgument) => Output::Exists,
         (Input::Rollback, Code::FailedPrecondition) => Output::NothingBefore,
         _ => panic!("{input:?} is not refused so: {status:?}"),
     }
@@ -118,7 +156,11 @@ async fn client(shared: Arc<Shared>, seed: u64) -> History {
             Input::Rollback,
             Input::Read,
             Input::Read,
-        ][choices.below(6)];
+            Input::Grant,
+            Input::Revoke,
+            Input::ReadGrant,
+            Input::ReadGrant,
+        ][choices.below(10)];
         let called = shared.now();
         let asked = ask(&operator, &name, input);
         let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
@@ -126,6 +168,8 @@ async fn client(shared: Arc<Shared>, seed: u64) -> History {
         let answered = match answer {
             // The manager was started anew, and its key with it: nothing was done.
             Err(Some(status)) if status.message().contains("does not open") => continue,
+            // Others changed the service each time that it tried: nothing was done.
+            Err(Some(status)) if status.code() == Code::Aborted => continue,
             Ok(output) => Some((shared.now(), output)),
             Err(Some(status)) => Some((shared.now(), refused(input, &status))),
             Err(None) => None,
@@ -134,7 +178,7 @@ async fn client(shared: Arc<Shared>, seed: u64) -> History {
             operators.insert(manager, operator);
         }
         // A read without an answer says nothing.
-        if answered.is_some() || input != Input::Read {
+        if answered.is_some() || !READS.contains(&input) {
             history.push((name, Operation { called, answered, input }));
         }
     }
@@ -270,15 +314,17 @@ fn run(hosts: usize) {
         });
         let operator = runtime.block_on(Operator::connect(manager.socket())).unwrap();
         for (name, operations) in &mut history {
-            let called = shared.now();
-            let read = certain(runtime.block_on(ask(&operator, name, Input::Read)));
-            let output = match read {
-                Ok(output) => output,
-                Err(Some(status)) => refused(Input::Read, &status),
-                Err(None) => panic!("no answer in peace"),
-            };
-            let answered = Some((shared.now(), output));
-            operations.push(Operation { called, answered, input: Input::Read });
+            for input in READS {
+                let called = shared.now();
+                let read = certain(runtime.block_on(ask(&operator, name, input)));
+                let output = match read {
+                    Ok(output) => output,
+                    Err(Some(status)) => refused(input, &status),
+                    Err(None) => panic!("no answer in peace"),
+                };
+                let answered = Some((shared.now(), output));
+                operations.push(Operation { called, answered, input });
+            }
         }
     }
     let (mut operations, mut lost) = (0, 0);
