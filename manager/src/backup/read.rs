@@ -91,8 +91,10 @@ impl<R: Read> BackupReader<R> {
         let Record::Header(header) = next(&mut input)? else {
             return Err(BackupError::damaged("it has no header"));
         };
-        if header.format != FORMAT {
-            return Err(BackupError::NewerFormat { found: header.format });
+        match header.format {
+            FORMAT => {}
+            0 => return Err(BackupError::damaged("its header has no format")),
+            found => return Err(BackupError::NewerFormat { found }),
         }
         let Record::Keys(keys) = next(&mut input)? else {
             return Err(BackupError::damaged("it has no keys"));

@@ -197,6 +197,8 @@ mod tests {
     use keyhole_state::{SealedValue, SecretVersion};
 
     use super::*;
+    use crate::backup::{BackupError, BackupReader, Unlock};
+    use age::secrecy::ExposeSecret;
 
     #[test]
     fn a_row_that_could_not_be_read_again_is_named_and_not_written() {
@@ -216,5 +218,34 @@ mod tests {
         let refused = refused.unwrap_err().to_string();
         assert!(refused.contains(&format!("Version({id}, ")), "{refused}");
         assert_eq!(out, b"", "nothing of it");
+    }
+
+    #[test]
+    fn a_backup_of_a_newer_format_is_refused_with_both_numbers() {
+        let identity = x25519::Identity::generate();
+        let unlock = || {
+            let text = identity.to_string();
+            let mut text = text.expose_secret().as_bytes().to_vec();
+            Unlock::Identities(SecretBytes::copy_from(&mut text).unwrap())
+        };
+        let opened = |format| {
+            let to = SealTo::Recipients(vec![identity.to_public()]);
+            let mut file = Vec::new();
+            let mut out = to.encryptor().unwrap().wrap_output(&mut file).unwrap();
+            out.write_all(MAGIC).unwrap();
+            put(&mut out, Record::Header(v1::BackupHeader { format, ..Default::default() }))
+                .unwrap();
+            put(&mut out, Record::Keys(v1::BackupKeys::default())).unwrap();
+            out.finish().unwrap();
+            BackupReader::open(file.as_slice(), &unlock()).map(drop)
+        };
+        // It has no CA key, which is looked at after the format.
+        assert!(!matches!(opened(FORMAT), Err(BackupError::NewerFormat { .. })));
+        let newer = opened(FORMAT + 1).unwrap_err();
+        assert!(matches!(newer, BackupError::NewerFormat { found: 2 }), "{newer}");
+        let said = newer.to_string();
+        assert!(said.contains("format 2") && said.contains("format 1 only"), "{said}");
+        let none = opened(0).unwrap_err();
+        assert!(matches!(none, BackupError::Damaged(_)), "{none}");
     }
 }
