@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Writer;
 use super::chain::{Chained, Head};
-use super::line;
+use super::line::{self, OfItself};
 
 /// What the audit leaves of a disk that the store is on too, which could keep no revocation without room. Of a disk that has
 /// less than eight times that: an eighth.
@@ -43,12 +43,17 @@ impl AuditFile {
         for (_, path) in files.iter().rev() {
             let found = Ends::of(path)?;
             (head, index) = (head.or(found.head), index.or(found.index));
-            newest.get_or_insert(found.whole);
+            newest.get_or_insert((found.whole, found.newer));
             if head.is_some() && index.is_some() {
                 break;
             }
         }
         let number = files.last().map_or(1, |(number, _)| *number);
+        let (number, whole) = match newest.unwrap_or((0, false)) {
+            // What a newer keyhole wrote stays as it is: its readers expect its lines.
+            (_, true) => (number.saturating_add(1), 0),
+            (whole, false) => (number, whole),
+        };
         let file = append_to(folder, number)?;
         let parent = match folder.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -57,7 +62,6 @@ impl AuditFile {
         for made in [folder, parent] {
             File::open(made)?.sync_all()?;
         }
-        let whole = newest.unwrap_or(0);
         let opened = Self {
             folder: folder.to_owned(),
             beside_store: file.metadata()?.dev() == parent.metadata()?.dev(),
@@ -234,6 +238,8 @@ struct Ends {
     whole: u64,
     /// The log index of the last change.
     index: Option<u64>,
+    /// Whether a newer keyhole wrote it.
+    newer: bool,
 }
 
 impl Ends {
@@ -245,6 +251,9 @@ impl Ends {
             if let Some(chained) = line.strip_suffix(b"\n").and_then(Chained::parse) {
                 (ends.head, ends.whole) = (Some(chained.head), length);
                 ends.index = line::index(chained.body).or(ends.index);
+                if let Some(OfItself::File(start)) = OfItself::read(chained.body) {
+                    ends.newer |= start.is_newer();
+                }
             }
             line.clear();
         }

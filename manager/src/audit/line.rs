@@ -64,10 +64,16 @@ struct Suppressed {
     at: String,
 }
 
+/// The format of files, raised with a change that an older reader would misread.
+pub(super) const FORMAT: u32 = 1;
+
 /// What the first line of a file says.
 #[derive(Serialize, Deserialize)]
 pub(super) struct FileStart {
     pub(super) number: u32,
+    /// Earlier builds wrote none.
+    #[serde(default = "first_format")]
+    pub(super) format: u32,
     at: String,
     pub(super) cluster: String,
     pub(super) manager: String,
@@ -76,7 +82,16 @@ pub(super) struct FileStart {
     follows: String,
 }
 
+const fn first_format() -> u32 {
+    1
+}
+
 impl FileStart {
+    /// Whether a newer keyhole wrote the file.
+    pub(super) fn is_newer(&self) -> bool {
+        self.format > FORMAT
+    }
+
     pub(super) fn follows(&self) -> Option<[u8; 32]> {
         unhex(self.follows.as_bytes())
     }
@@ -187,6 +202,7 @@ pub(super) fn suppressed(refusals: u64) -> String {
 pub(super) fn file(number: u32, writer: &Writer, before: &Head) -> String {
     json(&OfItself::File(FileStart {
         number,
+        format: FORMAT,
         at: time(clock::now()),
         cluster: writer.cluster.clone(),
         manager: writer.manager.clone(),

@@ -85,6 +85,38 @@ fn a_replayed_change_has_one_line() {
     assert_eq!(mode(&file), 0o600);
 }
 
+/// A newer manager was here, and its binary was put back.
+#[test]
+fn a_file_of_a_newer_format_is_not_judged_and_is_followed_by_one_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let audit = opened(folder.path());
+    audit.applied(&record(5));
+    drop(audit);
+    let first = folder.path().join(file::file_name(1));
+    let text = fs::read_to_string(&first).unwrap();
+    assert!(text.starts_with("{\"file\":{\"number\":1,\"format\":1,"), "{text}");
+    let before = text.replacen(",\"format\":1", "", 1);
+    fs::write(&first, &before).unwrap();
+    let (problems, _) = verified(folder.path(), &[]);
+    assert!(
+        problems.iter().all(|it| !it.contains("format")),
+        "none is the first: {problems:?}"
+    );
+    let newer = text.replacen("\"format\":1", "\"format\":2", 1) + "what only it can read\n";
+    fs::write(&first, &newer).unwrap();
+    let audit = opened(folder.path());
+    audit.applied(&record(6));
+    audit.applied(&record(5));
+    drop(audit);
+    assert_eq!(fs::read_to_string(&first).unwrap(), newer, "nothing is put to it");
+    let second = fs::read_to_string(folder.path().join(file::file_name(2))).unwrap();
+    assert_eq!(second.lines().count(), 2, "the file's and one change's: {second}");
+    let (problems, notes) = verified(folder.path(), &[]);
+    assert_eq!((problems.len(), notes.len()), (1, 0), "{problems:?}");
+    let said = "audit-000001.jsonl:1: it is of format 2, and this keyhole";
+    assert!(problems[0].starts_with(said) && problems[0].contains("formats up to 1"));
+}
+
 #[test]
 fn what_a_snapshot_skipped_has_a_line_and_is_noted_by_who_verifies() {
     let folder = tempfile::tempdir().unwrap();
