@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use keyhole_domain::{FileMode, GrantId, Labels, Timestamp, Version};
 use keyhole_proto::v1;
 use keyhole_state as state;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 pub use command::{decode_envelope, encode_envelope};
 pub use row::{decode_row, encode_row, row_from_bytes};
@@ -28,9 +29,35 @@ impl DecodeError {
         Self { field, why: why.to_string() }
     }
 
-    fn missing(field: &'static str) -> Self {
-        Self::new(field, "missing, or written by a newer version of Keyhole")
+    pub(crate) fn missing(field: &'static str) -> Self {
+        Self::new(field, format!("missing, or of a newer keyhole than this one, {VERSION}"))
     }
+
+    /// As [`Self::missing`], when it is known that there is something, and of which kind.
+    pub(crate) fn unknown(field: &'static str, kind: u32) -> Self {
+        let why = format!(
+            "it is of kind {kind}, which this keyhole {VERSION} does not know: a newer one wrote it; start that one here"
+        );
+        Self::new(field, why)
+    }
+}
+
+/// Of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The number of the first field of a record that is none of `but`: what a newer keyhole wrote, where a `oneof` is unset.
+pub(crate) fn first_field(record: &[u8], but: &[u32]) -> Option<u32> {
+    fields(record).map(|(number, _)| number).find(|number| !but.contains(number))
+}
+
+/// The fields of a record: number, and all bytes from there on.
+pub(crate) fn fields(mut record: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    std::iter::from_fn(move || {
+        let (number, kind) = decode_key(&mut record).ok()?;
+        let field = record;
+        skip_field(kind, number, &mut record, DecodeContext::default()).ok()?;
+        Some((number, field))
+    })
 }
 
 type Result<T> = std::result::Result<T, DecodeError>;

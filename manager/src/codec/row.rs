@@ -11,10 +11,10 @@ use keyhole_state::{
 use prost::Message;
 
 use super::{
-    DecodeError, Result, array32, audit_head_out, availability_in, availability_out, former_ca_in,
-    former_ca_out, key_in, key_out, keyring_in, labels_in, labels_out, member_in, member_out,
-    operator_in, operator_out, parse, required, spec_in, spec_out, times, token_in, token_out,
-    unconstrained_in, unconstrained_out, value_in, value_out, version,
+    DecodeError, Result, array32, audit_head_out, availability_in, availability_out, first_field,
+    former_ca_in, former_ca_out, key_in, key_out, keyring_in, labels_in, labels_out, member_in,
+    member_out, operator_in, operator_out, parse, required, spec_in, spec_out, times, token_in,
+    token_out, unconstrained_in, unconstrained_out, value_in, value_out, version,
 };
 
 /// A row as the store's and a snapshot's record.
@@ -65,7 +65,10 @@ pub fn decode_row(row: v1::Row) -> Result<Row> {
 /// The row in the bytes of a record.
 pub fn row_from_bytes(bytes: &[u8]) -> Result<Row> {
     let row = v1::Row::decode(bytes).map_err(|error| DecodeError::new("row", error))?;
-    decode_row(row)
+    match first_field(bytes, &[]).filter(|_| row.row.is_none()) {
+        Some(kind) => Err(DecodeError::unknown("row", kind)),
+        None => decode_row(row),
+    }
 }
 
 fn cluster_out(cluster: &Cluster) -> v1::ClusterRow {

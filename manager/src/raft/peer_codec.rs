@@ -3,6 +3,7 @@
 //! Depends on the codec of the log. Invariant: what arrives is checked whole before openraft sees any of it.
 use super::types::{LogId, TypeConfig, Vote};
 use super::wire::{entry_in, entry_out, invalid, log_in, log_out, vote_in, vote_out};
+use crate::codec::DecodeError;
 use keyhole_proto::v1;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
@@ -60,7 +61,7 @@ pub(super) fn appended_in(reply: v1::AppendReply) -> io::Result<Appended> {
         }
         Some(Outcome::Conflict(_)) => Appended::Conflict,
         Some(Outcome::Higher(vote)) => Appended::HigherVote(vote_in(vote)?),
-        None => return Err(invalid("an answer of a newer version of Keyhole".to_owned())),
+        None => return Err(invalid(DecodeError::missing("outcome").to_string())),
     })
 }
 
@@ -136,6 +137,6 @@ pub(super) fn transferred_in(
             expected: log.expected.as_ref().map(log_in),
             actual: log.actual.as_ref().map(log_in),
         }),
-        None => return Err(invalid("an answer of a newer version of Keyhole".to_owned())),
+        None => return Err(invalid(DecodeError::missing("outcome").to_string())),
     })
 }

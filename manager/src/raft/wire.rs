@@ -5,12 +5,13 @@
 use super::types::{
     Command, Entry, LogId, Membership, Peer, SnapshotMeta, StoredMembership, Vote, log_id, position,
 };
-use crate::codec::{decode_envelope, encode_envelope};
+use crate::codec::{DecodeError, decode_envelope, encode_envelope, fields, first_field};
 use crate::store::Position;
 use keyhole_proto::v1;
 use keyhole_state::RowKey;
 use openraft::EntryPayload;
 use prost::Message;
+use prost::encoding::decode_varint;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub(super) fn entry_in(entry: v1::LogEntry) -> io::Result<Entry> {
         Some(Payload::Membership(membership)) => {
             EntryPayload::Membership(membership_in(membership)?)
         }
-        None => return Err(bad("it was written by a newer version of Keyhole".to_owned())),
+        None => return Err(bad(DecodeError::missing("payload").to_string())),
     };
     Ok(Entry { log_id, payload })
 }
@@ -59,11 +60,28 @@ pub(crate) fn entry_bytes(entry: &Entry) -> Vec<u8> {
 /// The entry in `bytes`, which must be the one of `at`.
 pub(crate) fn entry_from(at: Position, bytes: bytes::Bytes) -> io::Result<Entry> {
     let bad = |why: &dyn std::fmt::Display| invalid(format!("log entry {}: {why}", at.index));
-    let entry = v1::LogEntry::decode(bytes).map_err(|e| bad(&e))?;
+    let entry = v1::LogEntry::decode(bytes.clone()).map_err(|e| bad(&e))?;
+    if let Some(unknown) = unknown_in(&entry, &bytes) {
+        return Err(bad(&unknown));
+    }
     let found = entry.log.map(|log| position(&log_in(&log)));
     match found == Some(at) {
         true => entry_in(entry),
         false => Err(bad(&"it is another one")),
+    }
+}
+
+/// What a newer keyhole wrote into an entry, by its number.
+fn unknown_in(entry: &v1::LogEntry, bytes: &[u8]) -> Option<DecodeError> {
+    use v1::log_entry::Payload;
+    match &entry.payload {
+        None => first_field(bytes, &[1, 5]).map(|kind| DecodeError::unknown("payload", kind)),
+        Some(Payload::Command(envelope)) if envelope.command.is_none() => {
+            let (_, mut command) = fields(bytes).find(|(number, _)| *number == 3)?;
+            decode_varint(&mut command).ok()?;
+            first_field(command, &[1, 2]).map(|kind| DecodeError::unknown("command", kind))
+        }
+        Some(_) => None,
     }
 }
 
@@ -191,6 +209,32 @@ mod tests {
         let peer = |n: u64| Peer { address: format!("10.0.0.{n}:7000"), name: format!("m{n}") };
         let sets = vec![[1, 2].into(), [2, 3].into()];
         Membership::new(sets, (1..=4).map(|n| (n, peer(n))).collect::<BTreeMap<_, _>>()).unwrap()
+    }
+
+    /// The rule of CHANGELOG, managers have to be updated before a new command is used, where it was not followed.
+    #[test]
+    fn what_a_newer_keyhole_wrote_is_named_by_its_number_and_by_this_version() {
+        let log = v1::LogRef { leader: Some(v1::LeaderRef { term: 1, member: 1 }), index: 7 };
+        let at = position(&log_in(&log));
+        let entry = v1::LogEntry { log: Some(log), payload: None, proposal: 5 }.encode_to_vec();
+        let actor = v1::Actor { who: Some(v1::actor::Who::Manager(1)) };
+        let mut command = v1::Envelope { at: 3, actor: Some(actor), command: None }.encode_to_vec();
+        prost::encoding::string::encode(99, &"new".to_owned(), &mut command);
+        let mut of_command = entry.clone();
+        prost::encoding::bytes::encode(3, &command, &mut of_command);
+        let mut of_entry = entry;
+        prost::encoding::bytes::encode(77, &b"new".to_vec(), &mut of_entry);
+        let mut row = Vec::new();
+        prost::encoding::string::encode(88, &"new".to_owned(), &mut row);
+        let said = |bytes: Vec<u8>| entry_from(at, bytes.into()).unwrap_err().to_string();
+        for (said, place, kind) in [
+            (said(of_command), "log entry 7: field command:", "kind 99"),
+            (said(of_entry), "log entry 7: field payload:", "kind 77"),
+            (crate::codec::row_from_bytes(&row).unwrap_err().to_string(), "field row:", "kind 88"),
+        ] {
+            assert!(said.contains(place) && said.contains(kind), "{said}");
+            assert!(said.contains(concat!("keyhole ", env!("CARGO_PKG_VERSION"))), "{said}");
+        }
     }
 
     #[test]
