@@ -112,6 +112,11 @@ fn check(name: &str, prelude: &str) {
     let path = root().join(name);
     let document = std::fs::read_to_string(&path).expect("the document is there");
     let all = blocks(&document);
+    // What has no language is a picture, and no command.
+    for block in all.iter().filter(|block| block.language.is_empty()) {
+        let command = block.text.lines().find(|line| line.starts_with("keyhole "));
+        assert_eq!(command, None, "{name}:{}: nobody types it; fence it as console", block.line);
+    }
     let (typed, others): (Vec<Block>, Vec<Block>) =
         all.into_iter().filter(|b| !b.language.is_empty()).partition(|b| b.language == "console");
     for block in &others {
