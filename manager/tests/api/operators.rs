@@ -20,7 +20,7 @@ const ROLES: [(Role, OperatorRole); 3] = [
 ];
 
 /// `create_secret` as `CreateSecret`.
-fn request_name(method: &str) -> String {
+pub(crate) fn request_name(method: &str) -> String {
     let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
     method.split('_').map(capital).collect()
 }

@@ -110,42 +110,38 @@ impl TestManager {
         self.join_with(hostname, &token).await.unwrap()
     }
 
+    /// Somebody with a manager's certificate, who never takes part: nobody listens at that address.
+    pub(crate) async fn join_manager(&self, address: &str) -> TestNode {
+        let request = v1::JoinTokenRequest { role: v1::TokenRole::Manager.into(), rotate: false };
+        let token = self.operator().await.join_token(request).await.unwrap().into_inner().token;
+        let request = v1::JoinRequest {
+            token,
+            hostname: "absent".to_owned(),
+            address: address.to_owned(),
+            seal_key: EdgeKeyPair::generate().unwrap().public().as_bytes().to_vec().into(),
+            ..Default::default()
+        };
+        self.join_by(request).await.unwrap()
+    }
+
     pub(crate) async fn join_with(&self, hostname: &str, token: &str) -> Result<TestNode, Status> {
+        self.join_by(v1::JoinRequest {
+            token: token.to_owned(),
+            hostname: hostname.to_owned(),
+            ..Default::default()
+        })
+        .await
+    }
+
+    async fn join_by(&self, request: v1::JoinRequest) -> Result<TestNode, Status> {
         let live = self.stranger().await;
         let (channel, _) = connect(&self.address(), &live).await.unwrap();
         let (key, csr) = key_and_csr().unwrap();
-        let request = v1::JoinRequest {
-            token: token.to_owned(),
-            csr: csr.into(),
-            hostname: hostname.to_owned(),
-            ..Default::default()
-        };
+        let request = v1::JoinRequest { csr: csr.into(), ..request };
         let answer = CaClient::new(channel).join(request).await?.into_inner();
         let chain = answer.chain.iter().map(|der| der.to_vec()).collect();
         live.set_identity(Identity::new(chain, key).unwrap()).unwrap();
         Ok(TestNode { id: answer.id, cluster: answer.cluster.parse().unwrap(), live })
-    }
-
-    /// A machine with the certificate of a manager, which does not run as one: its id, and its TLS.
-    pub(crate) async fn join_manager(&self, hostname: &str) -> (String, LiveTls) {
-        let live = self.stranger().await;
-        let (channel, _) = connect(&self.address(), &live).await.unwrap();
-        let (key, csr) = key_and_csr().unwrap();
-        let role = v1::TokenRole::Manager.into();
-        let token = v1::JoinTokenRequest { role, rotate: false };
-        let token = self.operator().await.join_token(token).await.unwrap().into_inner().token;
-        let request = v1::JoinRequest {
-            token,
-            csr: csr.into(),
-            hostname: hostname.to_owned(),
-            seal_key: vec![7; 32].into(),
-            // Nobody listens there.
-            address: "127.0.0.1:1".to_owned(),
-        };
-        let answer = CaClient::new(channel).join(request).await.unwrap().into_inner();
-        let chain = answer.chain.iter().map(|der| der.to_vec()).collect();
-        live.set_identity(Identity::new(chain, key).unwrap()).unwrap();
-        (answer.id, live)
     }
 
     /// An operator with those patterns of names, for secrets and for services.

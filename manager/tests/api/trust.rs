@@ -1,17 +1,21 @@
 //! Who gets in: join tokens, certificates, roles; and that everything else is refused and recorded.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use keyhole_manager::authz::act;
 use keyhole_proto::v1;
 use keyhole_proto::v1::ca_client::CaClient;
 use keyhole_proto::v1::dispatch_client::DispatchClient;
 use keyhole_proto::v1::operator_client::OperatorClient;
 use keyhole_proto::v1::peer_client::PeerClient;
+use keyhole_state::Role;
 use keyhole_wire::tls::certificate::key_and_csr;
 use keyhole_wire::tls::{Identity, LiveTls, connect};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::operators::request_name;
 use crate::support::*;
 
 /// The answers of every RPC of the Operator service, by name.
@@ -111,6 +115,123 @@ async fn every_peer_rpc(channel: Channel) -> Vec<(&'static str, Result<(), Statu
         watch_sessions WatchSessionsRequest,
     );
     answers
+}
+
+async fn every_ca_rpc(channel: Channel) -> Vec<(&'static str, Result<(), Status>)> {
+    let mut client = CaClient::new(channel);
+    vec![
+        ("get_root_ca", client.get_root_ca(v1::GetRootCaRequest {}).await.map(drop)),
+        ("join", client.join(v1::JoinRequest::default()).await.map(drop)),
+        ("renew", client.renew(v1::RenewRequest::default()).await.map(drop)),
+    ]
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Stranger,
+    Operator(Role),
+    Node,
+    Manager,
+    /// An operator, node or manager whose certificate outlived his place in the cluster.
+    Removed,
+}
+
+impl Kind {
+    /// The rule for everybody and every request, as G23 has it.
+    fn may(self, service: &str, method: &str) -> bool {
+        match (service, self) {
+            ("ca", _) if method != "renew" => true,
+            // A manager that votes issues its own.
+            ("ca" | "dispatch", Self::Node) | ("peer", Self::Manager) => true,
+            ("operator", Self::Operator(role)) => {
+                let request = request_name(method);
+                let known = act::ACTIONS.iter().find(|(name, ..)| *name == request);
+                known.and_then(|(.., act)| *act).expect(method).is_allowed(role, false)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Every kind of certificate, each of somebody else, and the removed ones.
+async fn everybody(manager: &TestManager) -> Vec<(&'static str, Kind, LiveTls)> {
+    let mut root = manager.operator().await;
+    let operator = |name, role| manager.create_operator(name, role, &[]);
+    let gone = operator("gone", v1::OperatorRole::Admin).await.live;
+    root.remove_operator(object("gone")).await.unwrap();
+    let gone_node = manager.join("gone").await.live;
+    root.remove_node(v1::RemoveNodeRequest { node: "gone".into(), force: true }).await.unwrap();
+    let gone_manager = manager.join_manager("127.0.0.1:2").await.live;
+    root.remove_manager(object("127.0.0.1:2")).await.unwrap();
+    vec![
+        ("a stranger", Kind::Stranger, manager.stranger().await),
+        ("a removed operator", Kind::Removed, gone),
+        ("a removed node", Kind::Removed, gone_node),
+        ("a removed manager", Kind::Removed, gone_manager),
+        ("a node", Kind::Node, manager.join("alpha").await.live),
+        (
+            "an auditor",
+            Kind::Operator(Role::Auditor),
+            operator("a", v1::OperatorRole::Auditor).await.live,
+        ),
+        (
+            "a writer",
+            Kind::Operator(Role::Writer),
+            operator("b", v1::OperatorRole::Writer).await.live,
+        ),
+        ("a manager", Kind::Manager, manager.join_manager("127.0.0.1:3").await.live),
+        // The last: he may do everything, and does.
+        (
+            "an admin",
+            Kind::Operator(Role::Admin),
+            operator("c", v1::OperatorRole::Admin).await.live,
+        ),
+    ]
+}
+
+/// G23: what a certificate is for is all that it opens.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_certificate_opens_its_own_requests_of_all_services_and_no_other() {
+    let manager = TestManager::init().await;
+    let mut tried = 0;
+    for (who, kind, live) in everybody(&manager).await {
+        let asked = [
+            ("ca", every_ca_rpc(channel(&manager, &live).await).await),
+            ("dispatch", every_dispatch_rpc(channel(&manager, &live).await).await),
+            ("peer", every_peer_rpc(channel(&manager, &live).await).await),
+            ("operator", every_operator_rpc(channel(&manager, &live).await).await),
+        ];
+        for (service, answers) in asked {
+            assert_eq!(answers.len(), rpcs(service), "{service}");
+            for (method, answer) in answers {
+                let code = answer.err().map(|status| status.code());
+                let denied = matches!(code, Some(Code::PermissionDenied | Code::Unauthenticated));
+                let may = kind.may(service, method);
+                assert_eq!(denied, !may, "{who} {service} {method}: {code:?}");
+                if denied {
+                    let stranger = matches!(kind, Kind::Stranger);
+                    assert_eq!(code == Some(Code::Unauthenticated), stranger, "{who} {method}");
+                }
+                tried += 1;
+            }
+        }
+    }
+    assert_eq!(tried, 9 * ["ca", "dispatch", "peer", "operator"].map(rpcs).iter().sum::<usize>());
+}
+
+/// The matrix above has every service that a port serves; `control` is the node's own socket.
+#[test]
+fn no_service_is_left_out() {
+    let folder = format!("{}/../proto/keyhole/v1", env!("CARGO_MANIFEST_DIR"));
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let serves = |path: &PathBuf| std::fs::read_to_string(path).unwrap().contains("\nservice ");
+    let mut found: Vec<_> = files
+        .filter(serves)
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    assert_eq!(found, ["ca", "control", "dispatch", "operator", "peer"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -299,14 +420,14 @@ async fn a_removed_managers_connections_end() {
     let manager = TestManager::init().await;
     let node = manager.join("alpha").await;
     let _stream = node.open(&manager, &[]).await;
-    let (id, live) = manager.join_manager("beta").await;
-    let mut peer = PeerClient::new(channel(&manager, &live).await);
+    let beta = manager.join_manager("127.0.0.1:2").await;
+    let mut peer = PeerClient::new(channel(&manager, &beta.live).await);
     let request = v1::WatchSessionsRequest { nodes: vec![node.id.clone()], ..Default::default() };
     let mut told = peer.watch_sessions(request).await.unwrap().into_inner();
     told.message().await.unwrap().unwrap();
-    manager.operator().await.remove_manager(object(&id)).await.unwrap();
+    manager.operator().await.remove_manager(object(&beta.id)).await.unwrap();
     soon("its end", async { while let Ok(Some(_)) = told.message().await {} }).await;
-    let mut again = PeerClient::new(channel(&manager, &live).await);
+    let mut again = PeerClient::new(channel(&manager, &beta.live).await);
     let sessions = again.sessions(v1::SessionsRequest::default()).await;
     refused(sessions, Code::PermissionDenied, "removed");
 }
