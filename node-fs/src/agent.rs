@@ -211,12 +211,12 @@ impl Agent {
             let (served, error) = match choice::next(&known, last.as_deref()) {
                 Some(addr) => {
                     let (over, served, error) = self.session(addr).await;
+                    self.hearing.ended(&over, begun.elapsed());
                     last = Some(over);
                     (served, error)
                 }
                 None => (false, AgentError::NoManagers),
             };
-            self.hearing.ended(begun.elapsed());
             if let AgentError::Ending(_) = error {
                 return;
             }

@@ -2,6 +2,7 @@
 //!
 //! Pure. Invariant: each node has an order of its own, which depends on nothing but the node and the managers.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -40,35 +41,35 @@ pub(super) fn better<'a>(known: &'a [String], now: &str) -> &'a [String] {
     known.get(..at.unwrap_or(known.len())).unwrap_or(known)
 }
 
-/// How long a manager may be silent.
-#[derive(Debug)]
+/// How long each manager may be silent. That one was lost says nothing of the others: the next one's loss is found as soon.
+#[derive(Debug, Default)]
 pub(super) struct Hearing {
-    silence: Duration,
-}
-
-impl Default for Hearing {
-    fn default() -> Self {
-        Self { silence: QUICK }
-    }
+    /// By address, where it is longer than [`QUICK`].
+    silence: BTreeMap<String, Duration>,
 }
 
 impl Hearing {
-    /// A stream, or an attempt at one, ended after so long.
-    pub(super) fn ended(&mut self, lasted: Duration) {
-        self.silence = (self.silence * 2).min(SLOW);
-        self.lasts(lasted);
+    /// A stream with that manager, or an attempt at one, ended after so long.
+    pub(super) fn ended(&mut self, manager: &str, lasted: Duration) {
+        let longer = (self.silence(manager) * 2).min(SLOW);
+        self.silence.insert(manager.to_owned(), longer);
+        self.lasts(manager, lasted);
     }
 
-    /// A stream has lasted so long.
-    pub(super) fn lasts(&mut self, lasted: Duration) {
+    /// A stream with that manager has lasted so long.
+    pub(super) fn lasts(&mut self, manager: &str, lasted: Duration) {
         if lasted >= LASTED {
-            self.silence = QUICK;
+            self.silence.remove(manager);
         }
     }
 
-    /// With one of so many managers. With a single one there is nowhere to go, and nothing is gained by haste.
-    pub(super) fn patience(&self, managers: usize) -> Patience {
-        let silence = if managers > 1 { self.silence } else { SLOW };
+    fn silence(&self, manager: &str) -> Duration {
+        self.silence.get(manager).copied().unwrap_or(QUICK)
+    }
+
+    /// With that one of so many managers. With a single one there is nowhere to go, and nothing is gained by haste.
+    pub(super) fn patience(&self, manager: &str, managers: usize) -> Patience {
+        let silence = if managers > 1 { self.silence(manager) } else { SLOW };
         // Asked a little sooner than it has to answer: both together are what a loss may take.
         let ask = silence * 3 / 5;
         Patience { connect: (silence * 2).min(SLOW), ask, answer: silence }
@@ -78,7 +79,6 @@ impl Hearing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     /// Which manager each of many nodes calls first.
     fn first(managers: &[String]) -> Vec<String> {
@@ -133,20 +133,31 @@ mod tests {
     #[test]
     fn a_lost_manager_is_left_within_a_second_unless_that_was_too_soon() {
         let mut hearing = Hearing::default();
-        let patience = hearing.patience(3);
+        let patience = hearing.patience("a:1", 3);
         assert!(patience.ask + patience.answer <= Duration::from_millis(800));
-        assert_eq!(hearing.patience(1).answer, SLOW, "there is no other");
+        assert_eq!(hearing.patience("a:1", 1).answer, SLOW, "there is no other");
         for wanted in [1_000, 2_000, 4_000, 5_000, 5_000] {
-            hearing.ended(Duration::from_secs(59));
-            let patience = hearing.patience(3);
+            hearing.ended("a:1", Duration::from_secs(59));
+            let patience = hearing.patience("a:1", 3);
             assert_eq!(patience.answer, Duration::from_millis(wanted));
             assert!(patience.connect <= SLOW);
         }
-        hearing.lasts(Duration::from_secs(59));
-        assert_eq!(hearing.patience(2).answer, SLOW);
-        hearing.lasts(LASTED);
-        assert_eq!(hearing.patience(2).answer, QUICK);
-        hearing.ended(LASTED);
-        assert_eq!(hearing.patience(2).answer, QUICK, "it was lost, but had lasted");
+        hearing.lasts("a:1", Duration::from_secs(59));
+        assert_eq!(hearing.patience("a:1", 2).answer, SLOW);
+        hearing.lasts("a:1", LASTED);
+        assert_eq!(hearing.patience("a:1", 2).answer, QUICK);
+        hearing.ended("a:1", LASTED);
+        assert_eq!(hearing.patience("a:1", 2).answer, QUICK, "it was lost, but had lasted");
+    }
+
+    #[test]
+    fn a_second_manager_is_left_as_soon_as_the_first() {
+        let mut hearing = Hearing::default();
+        hearing.ended("a:1", Duration::from_secs(3));
+        assert_eq!(hearing.patience("b:1", 3).answer, QUICK);
+        hearing.ended("b:1", Duration::from_secs(3));
+        hearing.lasts("c:1", LASTED);
+        let slower = ["a:1", "b:1"].map(|addr| hearing.patience(addr, 3).answer);
+        assert_eq!(slower, [QUICK * 2; 2], "each until a stream with it lasts");
     }
 }

@@ -196,18 +196,23 @@ impl Agent {
 
     /// The managers that are better than the one of this stream: that one too, if it would be taken for lost sooner now.
     fn better(&mut self, link: &Link) -> Vec<String> {
-        self.hearing.lasts(link.since.elapsed());
+        self.hearing.lasts(&link.addr, link.since.elapsed());
         let known = self.managers.borrow();
         let mut better = choice::better(&known, &link.addr).to_vec();
-        if self.hearing.patience(known.len()).answer < link.patience.answer {
+        if self.hearing.patience(&link.addr, known.len()).answer < link.patience.answer {
             better.push(link.addr.clone());
         }
         better
     }
 
     fn call(&self, addrs: Vec<String>) -> Call {
-        let patience = self.hearing.patience(self.managers.borrow().len());
-        Call { addrs, patience, membership: self.membership.clone() }
+        let managers = self.managers.borrow().len();
+        let patient = |addr: String| {
+            let patience = self.hearing.patience(&addr, managers);
+            (addr, patience)
+        };
+        let addrs = addrs.into_iter().map(patient).collect();
+        Call { addrs, membership: self.membership.clone() }
     }
 
     fn opening(&self, reached: Reached, within: Duration) -> Opening {
@@ -280,8 +285,7 @@ fn homeward() -> Duration {
 
 /// What it takes to reach a manager.
 struct Call {
-    addrs: Vec<String>,
-    patience: Patience,
+    addrs: Vec<(String, Patience)>,
     membership: Membership,
 }
 
@@ -289,8 +293,8 @@ impl Call {
     /// The first one that is there.
     async fn run(self) -> Result<Reached, AgentError> {
         let mut failed = AgentError::NoManagers;
-        for addr in &self.addrs {
-            match self.reach(addr).await {
+        for (addr, patience) in &self.addrs {
+            match self.reach(addr, *patience).await {
                 Ok(reached) => return Ok(reached),
                 Err(error) => failed = error,
             }
@@ -298,16 +302,16 @@ impl Call {
         Err(failed)
     }
 
-    async fn reach(&self, addr: &str) -> Result<Reached, AgentError> {
+    async fn reach(&self, addr: &str, patience: Patience) -> Result<Reached, AgentError> {
         let addr = addr.to_owned();
         let identity = self.membership.tls.identity();
-        let connection = connect_manager(&addr, &self.membership.tls, self.patience).await?;
+        let connection = connect_manager(&addr, &self.membership.tls, patience).await?;
         let manager = &connection.manager;
         if manager.role != Role::Manager || manager.cluster != self.membership.cluster {
             let found = format!("{} {} of {}", manager.role.word(), manager.id, manager.cluster);
             return Err(AgentError::NotOurs { addr, found });
         }
-        Ok(Reached { addr, connection, identity, patience: self.patience })
+        Ok(Reached { addr, connection, identity, patience })
     }
 }
 
