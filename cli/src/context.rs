@@ -1,6 +1,7 @@
 //! `keyhole context`: several clusters, each by an operator's certificate, as `docker context` has them.
 //!
-//! Invariant: what is kept of a context is the file that `operator create` made; only its managers and words can be other.
+//! Invariant: what is kept of a context is the file that `operator create` made; only its words can be other, and where the
+//! managers are.
 
 pub(crate) mod bundle;
 pub(crate) mod kept;
@@ -87,7 +88,7 @@ pub(crate) struct Create {
     /// The file of 'keyhole operator create'
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
-    /// Where the managers are, in place of the file's, also after a renewal: HOST:PORT,HOST:PORT
+    /// Where the managers are, whatever the file and they themselves say: HOST:PORT,HOST:PORT
     #[arg(long = "managers", value_name = "HOST:PORT", value_delimiter = ',')]
     managers: Vec<String>,
     /// Words for people

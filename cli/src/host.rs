@@ -109,12 +109,22 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// A channel to the first of several managers that serves, tried in turn: each next one when the one before has failed, or
-/// has said nothing for a moment. If none does, what each said.
+/// A manager that serves.
+pub(crate) struct Serving {
+    /// To it.
+    pub(crate) channel: Channel,
+    /// Of the connection.
+    pub(crate) exporter: Exporter,
+    /// Where it says that managers are; nothing, if it is too old to say.
+    pub(crate) managers: Vec<String>,
+}
+
+/// The first of several managers that serves, tried in turn: each next one when the one before has failed, or has said
+/// nothing for a moment. If none does, what each said.
 pub(crate) async fn manager_over_tls(
     addresses: &[String],
     live: &LiveTls,
-) -> Result<(Channel, Exporter), Vec<Unfit>> {
+) -> Result<Serving, Vec<Unfit>> {
     const HEAD_START: Duration = Duration::from_millis(300);
     let (mut trying, mut failed) = (JoinSet::new(), Vec::new());
     let mut next = addresses.iter().cloned();
@@ -124,7 +134,7 @@ pub(crate) async fn manager_over_tls(
         }
         tokio::select! {
             done = trying.join_next() => match done {
-                Some(Ok(Ok(connected))) => return Ok(connected),
+                Some(Ok(Ok(serving))) => return Ok(serving),
                 Some(Ok(Err(error))) => failed.push(error),
                 Some(Err(_)) => {}
                 None => return Err(failed),
@@ -136,15 +146,18 @@ pub(crate) async fn manager_over_tls(
 
 /// Connects, and makes a call that every role may make and that changes nothing: a manager that is cut off from the others,
 /// was demoted or is joining still refuses it as it would any other, before anything is asked that must not be asked twice.
-async fn serving(address: String, live: LiveTls) -> Result<(Channel, Exporter), Unfit> {
+async fn serving(address: String, live: LiveTls) -> Result<Serving, Unfit> {
     let (channel, exporter) = tls::connect(&address, &live).await.map_err(Unfit::Connect)?;
-    let nothing = v1::ObjectRequest { object: "/".to_owned() };
-    match OperatorClient::new(channel.clone()).inspect_secret(nothing).await {
+    let request = v1::FindManagersRequest {};
+    match OperatorClient::new(channel.clone()).find_managers(request).await {
         Err(status) if status.code() == Code::Unavailable || status.source().is_some() => {
             Err(Unfit::Cannot(format!("{address}: {}", Failure::from(status))))
         }
-        // No secret has that name; any other refusal the request itself will meet, too.
-        _ => Ok((channel, exporter)),
+        // Any other refusal the request itself will meet, too.
+        answer => {
+            let managers = answer.map_or(Vec::new(), |found| found.into_inner().managers);
+            Ok(Serving { channel, exporter, managers })
+        }
     }
 }
 

@@ -148,6 +148,7 @@ pub mod act {
             RemoveNode "node.rm",
             NodeTasks "node.ps",
             UpdateCluster "cluster.update",
+            FindManagers "manager.find",
             PromoteManager "manager.promote",
             DemoteManager "manager.demote",
             RemoveManager "manager.rm",

@@ -173,6 +173,7 @@ operator_api! {
     remove_node(RemoveNodeRequest) -> Removed: RemoveNode, nodes::remove;
     node_tasks(ObjectRequest) -> TaskList: NodeTasks, tasks::of_node;
     update_cluster(UpdateClusterRequest) -> ClusterInfo: UpdateCluster, cluster::update;
+    find_managers(FindManagersRequest) -> FoundManagers: FindManagers, managers::find_managers;
     list_managers(ListRequest) -> ManagerList: ListManagers, managers::list;
     promote_manager(ObjectRequest) -> ManagerInfo: PromoteManager, managers::promote;
     demote_manager(ObjectRequest) -> ManagerInfo: DemoteManager, managers::demote;

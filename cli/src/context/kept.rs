@@ -1,7 +1,9 @@
 //! Where contexts are: `~/.keyhole/contexts`, one file each, and which one is in use.
 //!
-//! Invariant: a context's name is a plain file name, and `default`, the socket on this machine, is in no file.
+//! Invariant: a context's name is a plain file name, and `default`, the socket on this machine, is in no file. Where the
+//! managers are by now stands beside an operator's file: whoever learns it never writes a key.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,6 +22,8 @@ use crate::render::time;
 pub(crate) const DEFAULT: &str = "default";
 /// In a context's folder.
 const FILE: &str = "operator.toml";
+/// Beside it, once they are others than in it: where the managers are, one in each line.
+const MANAGERS: &str = "managers";
 /// Beside the contexts' folders.
 const CURRENT: &str = ".current";
 
@@ -104,14 +108,21 @@ impl Contexts {
     /// A context.
     pub(crate) fn read(&self, name: &str) -> Result<Context, Failure> {
         check(name)?;
-        let path = self.folder.join(name).join(FILE);
+        let folder = self.folder.join(name);
+        let path = folder.join(FILE);
         if !path.exists() {
             let failure = Failure::new(format!(
                 "context {name} not found; make it with 'keyhole context create {name} --from FILE'"
             ));
             return Err(failure.about(name));
         }
-        Ok(Context { name: name.to_owned(), bundle: Bundle::read(&path)? })
+        let mut bundle = Bundle::read(&path)?;
+        // One that can't be read is written anew.
+        let learned = fs::read_to_string(folder.join(MANAGERS)).unwrap_or_default();
+        if !bundle.managers_given && !learned.is_empty() {
+            bundle.managers = learned.lines().map(str::to_owned).collect();
+        }
+        Ok(Context { name: name.to_owned(), folder, bundle })
     }
 
     /// Keeps a new context.
@@ -180,6 +191,8 @@ fn check(name: &str) -> Result<(), Failure> {
 pub(crate) struct Context {
     /// Its name on this machine.
     pub(crate) name: String,
+    /// Where it is kept.
+    pub(crate) folder: PathBuf,
     /// All about it.
     pub(crate) bundle: Bundle,
 }
@@ -201,7 +214,8 @@ impl Context {
                 self.bundle.operator
             )));
         }
-        host::manager_over_tls(&self.bundle.managers, &live).await.map_err(|failed| {
+        let serving = host::manager_over_tls(&self.bundle.managers, &live).await;
+        let serving = serving.map_err(|failed| {
             let is_foreign =
                 |unfit: &Unfit| matches!(unfit, Unfit::Connect(ConnectError::Foreign { .. }));
             let foreign = failed.iter().any(is_foreign);
@@ -214,7 +228,23 @@ impl Context {
             let each: Vec<_> = failed.iter().map(ToString::to_string).collect();
             let each = each.join("; ");
             Failure::new(format!("no manager of context {} serves: {each}{mend}", self.name))
-        })
+        })?;
+        self.learn(&serving.managers);
+        Ok((serving.channel, serving.exporter))
+    }
+
+    /// Keeps where managers are by now, for the commands to come.
+    fn learn(&self, managers: &[String]) {
+        let set = |list: &[String]| list.iter().cloned().collect::<BTreeSet<_>>();
+        let known = set(managers) == set(&self.bundle.managers);
+        if known || managers.is_empty() || self.bundle.managers_given {
+            return;
+        }
+        let new = self.folder.join(format!("{MANAGERS}.{}", std::process::id()));
+        let written = fs::write(&new, managers.join("\n") + "\n")
+            .and_then(|()| fs::rename(&new, self.folder.join(MANAGERS)));
+        // What was asked for can be done all the same; the next command learns it again.
+        let _ = written.or_else(|_| fs::remove_file(&new));
     }
 }
 

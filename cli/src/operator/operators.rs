@@ -51,7 +51,7 @@ pub(crate) enum OperatorCommand {
     #[command(after_help = "Examples:\n  \
         keyhole operator renew\n  \
         keyhole --context prod operator renew     (from a timer, once a month)\n\n\
-        It also learns the cluster's CA anew, and its managers unless 'context create --managers' named them.")]
+        It also learns the cluster's CA anew.")]
     Renew,
     /// List operators
     #[command(
@@ -206,7 +206,8 @@ async fn renewed_once(global: &Global, context: &Context) -> Result<(Context, u6
     let renewed = manager.api.renew_operator(request).await?.into_inner();
     let mut bundle = Bundle::new(&renewed, &key);
     bundle.follow(&context.bundle);
-    let context = Context { name: context.name.clone(), bundle };
+    let (name, folder) = (context.name.clone(), context.folder.clone());
+    let context = Context { name, folder, bundle };
     Contexts::of(global)?.replace(&context)?;
     Ok((context, renewed.operator.unwrap_or_default().expires_at))
 }

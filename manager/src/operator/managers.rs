@@ -21,6 +21,20 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// How many entries a follower may be behind and still count as being there.
 const NEARLY: u64 = 1000;
 
+pub(super) async fn find_managers(
+    shell: &Shell,
+    by: &Authorized<act::FindManagers>,
+    _: v1::FindManagersRequest,
+) -> Reply<v1::FoundManagers> {
+    Ok(v1::FoundManagers { managers: shell.view(by, addresses) })
+}
+
+/// Of all that take requests.
+pub(super) fn addresses(state: &State) -> Vec<String> {
+    let voters = state.members().values().filter(|member| member.voter);
+    voters.map(|member| member.address.clone()).collect()
+}
+
 pub(super) async fn list(
     shell: &Shell,
     by: &Authorized<act::ListManagers>,

@@ -9,6 +9,7 @@ use keyhole_wire::tls::certificate::{csr_public_key, digest_of};
 use tonic::Status;
 
 use super::Asked;
+use super::managers::addresses;
 use crate::authz::{Authorized, act};
 use crate::ca::{self, Holder, issue_until, number_of, succeeded};
 use crate::clock;
@@ -83,13 +84,12 @@ fn certificate<A: Asked>(
         let operator = operator.ok_or_else(|| rejected(&Rejected::UnknownOperator { id }))?;
         let leaf = issue_until(cluster, shell.keyring.own(), holder, csr, operator.not_after);
         let leaf = leaf.map_err(|error| internal("cannot issue a certificate", error))?;
-        let voters = state.members().values().filter(|member| member.voter);
         Ok(v1::OperatorCertificate {
             operator: Some(info(operator)),
             cluster: cluster.id.to_string(),
             chain: vec![leaf.into()],
             roots: vec![cluster.ca_certificate.clone().into()],
-            managers: voters.map(|member| member.address.clone()).collect(),
+            managers: addresses(state),
         })
     })
 }

@@ -45,7 +45,8 @@ acts! {
     Look:
         ListSecrets InspectSecret SecretStatus WatchDelivery
         ListServices InspectService ServiceTasks
-        ListNodes InspectNode NodeTasks;
+        ListNodes InspectNode NodeTasks
+        FindManagers;
     Survey:
         ClusterStatus ListManagers AuditHeads ListOperators InspectOperator;
     Change:

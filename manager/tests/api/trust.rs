@@ -53,6 +53,7 @@ pub(crate) async fn every_operator_rpc(
         update_node UpdateNodeRequest,
         remove_node RemoveNodeRequest,
         node_tasks ObjectRequest,
+        find_managers FindManagersRequest,
         list_managers ListRequest,
         promote_manager ObjectRequest,
         demote_manager ObjectRequest,

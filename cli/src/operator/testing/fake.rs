@@ -383,6 +383,10 @@ impl Operator for Fake {
         }))
     }
 
+    async fn find_managers(&self, _: Request<FindManagersRequest>) -> Answer<FoundManagers> {
+        Ok(Response::new(FoundManagers { managers: vec!["127.0.0.1:1".to_owned()] }))
+    }
+
     async fn list_managers(&self, _: Request<ListRequest>) -> Answer<ManagerList> {
         Ok(Response::new(ManagerList { managers: vec![manager('p', 2), manager('m', 1)] }))
     }
