@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use keyhole_state::{Actor, AuditRecord};
+use keyhole_state::{Actor, AuditRecord, Envelope};
 
 use crate::authz::Caller;
 use file::AuditFile;
@@ -184,6 +184,15 @@ impl AuditLog {
 
     /// As [`Self::refused`], when the caller was let through but what he showed is not enough.
     pub(crate) fn refused_actor(&self, actor: &Actor, action: &'static str, why: &str) {
+        self.refuse(actor, 0, action, why);
+    }
+
+    /// As [`Self::refused`], for what another manager passed on.
+    pub(crate) fn refused_forwarded(&self, passed_on: &Envelope, action: &'static str, why: &str) {
+        self.refuse(&passed_on.actor, passed_on.via, action, why);
+    }
+
+    fn refuse(&self, actor: &Actor, via: u64, action: &'static str, why: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.lock();
         let bucket = match actor {
@@ -191,7 +200,7 @@ impl AuditLog {
             _ => &mut inner.known,
         };
         if let Some(suppressed) = bucket.take(Instant::now()) {
-            inner.write(line::refusal(actor, action, why, suppressed));
+            inner.write(line::refusal((actor, via), action, why, suppressed));
         }
     }
 

@@ -136,7 +136,8 @@ impl Shell {
         by: &Authorized<A>,
         command: Command,
     ) -> Result<Done, Refused> {
-        let envelope = Envelope { at: clock::now(), actor: by.actor().clone(), command };
+        let (actor, via) = (by.actor().clone(), self.keyring.own().member());
+        let envelope = Envelope { at: clock::now(), actor, via, command };
         // It is judged again when it is applied; what is refused here makes no entry, and its audit lines are bounded.
         if let Err(refused) = self.replica.read(|state| state.permit(&envelope)) {
             self.audit.refused_actor(&envelope.actor, A::NAME, &refused.to_string());

@@ -87,6 +87,27 @@ fn edit(file: &Path, change: impl FnOnce(&mut Vec<String>)) {
     fs::write(file, lines.join("\n") + "\n").unwrap();
 }
 
+/// A change is asked of one manager and has a line at all of them; a process of its machine says nothing without which that is.
+#[test]
+fn every_line_of_a_change_says_which_manager_was_asked() {
+    let managers = Cluster::of(3);
+    let numbers = managers[0].ok(["manager", "ls", "--format", "{{.Address}} {{.Member}}"]);
+    for (at, asked) in managers.iter().enumerate() {
+        let name = format!("pw-{at}");
+        asked.ok_with(["secret", "create", &name, "-"], b"v");
+        let address = format!("{} ", asked.address());
+        let number = numbers.lines().find_map(|line| line.strip_prefix(&address)).unwrap();
+        let number: u64 = number.parse().unwrap();
+        for of in &managers {
+            let its = |line: &Value| line["objects"][0] == *name;
+            wait::until("its line", || match lines(of.data()).into_iter().find(its) {
+                Some(line) if line["via"] == number => Ok(()),
+                other => Err(format!("{other:?}, and not via {number}")),
+            });
+        }
+    }
+}
+
 /// G21: what a manager wrote just before it was stopped is known to the others, and can't be cut off unseen.
 #[test]
 fn the_last_lines_before_a_clean_stop_are_noted() {

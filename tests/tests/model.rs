@@ -525,7 +525,7 @@ fn init() -> Command {
 
 fn envelope(command: Command) -> Envelope {
     let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
-    Envelope { at: Timestamp(1), actor, command }
+    Envelope { at: Timestamp(1), actor, via: 1, command }
 }
 
 /// The state as the store and a snapshot have it.

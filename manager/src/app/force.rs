@@ -57,7 +57,7 @@ pub(super) async fn alone(
     }
     let actor: Actor = this_process();
     let command = Command::ForceNewCluster { member: id };
-    let envelope = Envelope { at: clock::now(), actor: actor.clone(), command };
+    let envelope = Envelope { at: clock::now(), actor: actor.clone(), via: id, command };
     offline.begin(envelope, &member).await?.map_err(|reason| {
         audit.refused_actor(&actor, "cluster.force-new", &reason.to_string());
         refused(reason.to_string())

@@ -482,7 +482,8 @@ async fn propose(
     own: &OwnIdentity,
     command: Command,
 ) -> Result<(), StartError> {
-    let envelope = Envelope { at: clock::now(), actor: Actor::Manager(own.member), command };
+    let (actor, via) = (Actor::Manager(own.member), own.member);
+    let envelope = Envelope { at: clock::now(), actor, via, command };
     let committed = replica.propose(envelope).await.map_err(unavailable)?;
     let refused = |reason: Rejected| StartError::system("bring the cluster up to date", reason);
     committed.result.map(drop).map_err(refused)

@@ -130,7 +130,7 @@ async fn restore_in(options: &Restore, kek_file: &Path) -> Result<Restored, Rest
     let pair = EdgeKeyPair::generate().map_err(|e| failed(&e))?;
     let (member, restoration) = restoration(&state, &keys, &pair).map_err(bad)?;
     let command = Command::Restore(Box::new(restoration));
-    let envelope = Envelope { at: clock::now(), actor: this_process(), command };
+    let envelope = Envelope { at: clock::now(), actor: this_process(), via: member.id, command };
     let names = state.audit_objects(&envelope.command);
     let result = state.apply(at.index, &envelope);
     let sound = result.as_ref().map_err(ToString::to_string).and_then(|_| state.invariants());

@@ -1,6 +1,7 @@
 //! The records of the audit's lines, as JSON, before the chain adds their number and hash. Invariant: a change's record
 //! begins with its index, which a restart looks for.
 
+use std::num::NonZero;
 use std::time::{Duration, UNIX_EPOCH};
 
 use keyhole_domain::Timestamp;
@@ -19,6 +20,8 @@ struct Change<'a> {
     index: u64,
     at: String,
     actor: Who,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via: Option<NonZero<u64>>,
     action: &'a str,
     objects: &'a [String],
     outcome: &'a str,
@@ -35,6 +38,9 @@ struct Refusal<'a> {
 struct Refused<'a> {
     at: String,
     actor: Who,
+    /// Who passed it on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via: Option<NonZero<u64>>,
     action: &'a str,
     why: &'a str,
     /// Refusals before this one that have no line of their own.
@@ -174,6 +180,7 @@ pub(super) fn change(record: &AuditRecord) -> String {
         index: record.index,
         at: time(record.at),
         actor: (&record.actor).into(),
+        via: NonZero::new(record.via),
         action: record.action,
         objects: &record.objects,
         outcome: record.refused.as_ref().map_or("done", |_| "refused"),
@@ -181,9 +188,15 @@ pub(super) fn change(record: &AuditRecord) -> String {
     })
 }
 
-pub(super) fn refusal(actor: &Actor, action: &str, why: &str, suppressed: u64) -> String {
+pub(super) fn refusal(
+    (actor, via): (&Actor, u64),
+    action: &str,
+    why: &str,
+    suppressed: u64,
+) -> String {
+    let (at, actor) = (time(clock::now()), actor.into());
     json(&Refusal {
-        refused: Refused { at: time(clock::now()), actor: actor.into(), action, why, suppressed },
+        refused: Refused { at, actor, via: NonZero::new(via), action, why, suppressed },
     })
 }
 

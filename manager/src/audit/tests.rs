@@ -12,6 +12,7 @@ fn record(index: u64) -> AuditRecord {
         index,
         at: Timestamp(1_790_000_000_123_456_789),
         actor: Actor::Local { uid: 0, gid: 0, pid: 7 },
+        via: 2,
         action: "secret.create",
         objects: vec!["db\"x".into()],
         refused: None,
@@ -75,7 +76,7 @@ fn a_replayed_change_has_one_line() {
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert_eq!(lines[0]["index"], 5);
     assert_eq!(lines[0]["at"], "2026-09-21T14:13:20.123456789Z");
-    assert_eq!(lines[0]["actor"]["uid"], 0);
+    assert_eq!((&lines[0]["actor"]["uid"], &lines[0]["via"]), (&0.into(), &2.into()));
     assert_eq!(lines[0]["objects"][0], "db\"x");
     assert_eq!(lines[1]["refused"]["action"], "secret.rm");
     assert_eq!(lines[2]["index"], 7);
@@ -98,10 +99,7 @@ fn a_file_of_a_newer_format_is_not_judged_and_is_followed_by_one_of_its_own() {
     let before = text.replacen(",\"format\":1", "", 1);
     fs::write(&first, &before).unwrap();
     let (problems, _) = verified(folder.path(), &[]);
-    assert!(
-        problems.iter().all(|it| !it.contains("format")),
-        "none is the first: {problems:?}"
-    );
+    assert!(problems.iter().all(|it| !it.contains("format")), "none is the first: {problems:?}");
     let newer = text.replacen("\"format\":1", "\"format\":2", 1) + "what only it can read\n";
     fs::write(&first, &newer).unwrap();
     let audit = opened(folder.path());

@@ -379,7 +379,7 @@ mod tests {
         let commands = [Command::Init(Box::new(init)), Command::CreateOperator(Box::new(operator))];
         for (index, command) in (1..).zip(commands) {
             let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
-            state.apply(index, &Envelope { at: Timestamp(1), actor, command }).unwrap();
+            state.apply(index, &Envelope { at: Timestamp(1), actor, via: 1, command }).unwrap();
         }
         state
     }

@@ -20,6 +20,7 @@ pub fn encode_envelope(envelope: &Envelope) -> v1::Envelope {
     v1::Envelope {
         at: envelope.at.0,
         actor: Some(actor_out(&envelope.actor)),
+        via: envelope.via,
         command: Some(command_out(&envelope.command)),
     }
 }
@@ -29,6 +30,7 @@ pub fn decode_envelope(envelope: v1::Envelope) -> Result<Envelope> {
     Ok(Envelope {
         at: Timestamp(envelope.at),
         actor: actor_in(required("actor", envelope.actor)?)?,
+        via: envelope.via,
         command: command_in(required("command", envelope.command)?)?,
     })
 }

@@ -134,7 +134,7 @@ mod tests {
     use openraft::EntryPayload;
 
     fn envelope(command: keyhole_state::Command) -> Envelope {
-        Envelope { at: Timestamp(7), actor: Actor::Manager(1), command }
+        Envelope { at: Timestamp(7), actor: Actor::Manager(1), via: 1, command }
     }
 
     fn member(id: u64) -> Member {

@@ -9,6 +9,7 @@ use crate::elsewhere;
 use crate::shell::Shell;
 use crate::status::invalid;
 use keyhole_proto::v1;
+use keyhole_state::Envelope;
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -58,8 +59,9 @@ impl v1::peer_server::Peer for PeerApi {
         let by = self.0.authorize::<act::Forward, _>(&request)?;
         let v1::ProposeRequest { envelope, proposal, term } = request.into_inner();
         let envelope = envelope.ok_or_else(|| invalid("no command"))?;
-        let envelope = decode_envelope(envelope).map_err(invalid)?;
         let from = by.subject().member();
+        // Who passes it on is who its certificate says.
+        let envelope = Envelope { via: from, ..decode_envelope(envelope).map_err(invalid)? };
         let admit = || self.0.view(&by, |state| state.admit_forwarded(from, &envelope));
         if admit().is_err() {
             // A new leader may not have applied yet what its predecessor has answered.
@@ -67,7 +69,7 @@ impl v1::peer_server::Peer for PeerApi {
         }
         if let Err(reason) = admit() {
             let refused = reason.to_string();
-            self.0.audit.refused_actor(&envelope.actor, act::Forward::NAME, &refused);
+            self.0.audit.refused_forwarded(&envelope, act::Forward::NAME, &refused);
             return Ok(Response::new(v1::ProposeReply { index: 0, refused }));
         }
         let command = Command { envelope: Arc::new(envelope), proposal };

@@ -79,7 +79,7 @@ fn unknown_in(entry: &v1::LogEntry, bytes: &[u8]) -> Option<DecodeError> {
         Some(Payload::Command(envelope)) if envelope.command.is_none() => {
             let (_, mut command) = fields(bytes).find(|(number, _)| *number == 3)?;
             decode_varint(&mut command).ok()?;
-            first_field(command, &[1, 2]).map(|kind| DecodeError::unknown("command", kind))
+            first_field(command, &[1, 2, 3]).map(|kind| DecodeError::unknown("command", kind))
         }
         Some(_) => None,
     }
@@ -218,7 +218,8 @@ mod tests {
         let at = position(&log_in(&log));
         let entry = v1::LogEntry { log: Some(log), payload: None, proposal: 5 }.encode_to_vec();
         let actor = v1::Actor { who: Some(v1::actor::Who::Manager(1)) };
-        let mut command = v1::Envelope { at: 3, actor: Some(actor), command: None }.encode_to_vec();
+        let mut command =
+            v1::Envelope { at: 3, actor: Some(actor), via: 1, command: None }.encode_to_vec();
         prost::encoding::string::encode(99, &"new".to_owned(), &mut command);
         let mut of_command = entry.clone();
         prost::encoding::bytes::encode(3, &command, &mut of_command);
@@ -245,7 +246,7 @@ mod tests {
         let at = Position { term: 3, index: 9 };
         let actor = Actor::Manager(2);
         let command = keyhole_state::Command::RemoveOperator { id: NodeId::from_entropy([4; 16]) };
-        let envelope = Arc::new(Envelope { at: Timestamp(5), actor, command });
+        let envelope = Arc::new(Envelope { at: Timestamp(5), actor, via: 1, command });
         let command = EntryPayload::Normal(Command { envelope, proposal: u64::MAX });
         for payload in [EntryPayload::Blank, command, EntryPayload::Membership(membership())] {
             let entry = Entry { log_id: log_id(at), payload };

@@ -291,7 +291,7 @@ mod tests {
         }));
         let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
         let mut state = State::default();
-        state.apply(1, &Envelope { at: Timestamp(1), actor, command }).unwrap();
+        state.apply(1, &Envelope { at: Timestamp(1), actor, via: 1, command }).unwrap();
         let mut cluster = state.cluster().unwrap().clone();
         cluster.keyring = epochs.iter().map(|epoch| (*epoch, sealed(*epoch))).collect();
         cluster

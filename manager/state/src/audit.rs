@@ -13,6 +13,8 @@ pub struct AuditRecord {
     pub at: Timestamp,
     /// Who.
     pub actor: Actor,
+    /// The manager that he asked, by its number; 0 if that is not known.
+    pub via: u64,
     /// What, as `object.verb`.
     pub action: &'static str,
     /// The objects, by name or id.
@@ -33,6 +35,7 @@ pub fn audit(
         index,
         at: envelope.at,
         actor: envelope.actor.clone(),
+        via: envelope.via,
         action: action(&envelope.command)?,
         objects: names,
         refused: result.as_ref().err().map(ToString::to_string),

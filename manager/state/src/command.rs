@@ -44,6 +44,8 @@ pub struct Envelope {
     pub at: Timestamp,
     /// Who asked for it.
     pub actor: Actor,
+    /// The manager that he asked, by its number; 0 if it was too old to say.
+    pub via: u64,
     /// What to do.
     pub command: Command,
 }

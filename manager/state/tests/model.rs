@@ -61,7 +61,7 @@ fn init() -> Envelope {
 }
 
 fn envelope(command: Command) -> Envelope {
-    Envelope { at: Timestamp(1), actor: Actor::Local { uid: 0, gid: 0, pid: 1 }, command }
+    Envelope { at: Timestamp(1), actor: Actor::Local { uid: 0, gid: 0, pid: 1 }, via: 1, command }
 }
 
 fn grant() -> impl Strategy<Value = GrantRequest> {

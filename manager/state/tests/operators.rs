@@ -109,7 +109,7 @@ impl Cluster {
 
     fn run(&mut self, actor: Actor, command: Command) -> Result<Applied, Rejected> {
         self.index += 1;
-        let envelope = Envelope { at: Timestamp(self.index), actor, command };
+        let envelope = Envelope { at: Timestamp(self.index), actor, via: 1, command };
         let before = self.state.clone();
         let result = self.state.apply(self.index, &envelope);
         self.state.invariants().unwrap();
@@ -381,7 +381,7 @@ fn a_certificate_is_renewed_by_its_own_operator() {
 fn what_a_follower_passes_on_is_judged_again() {
     let cluster = Cluster::new();
     let pass = |n, command| {
-        let envelope = Envelope { at: Timestamp(1), actor: by(n), command };
+        let envelope = Envelope { at: Timestamp(1), actor: by(n), via: 1, command };
         cluster.state.admit_forwarded(1, &envelope)
     };
     assert_eq!(pass(22, rotate(1, 2)), Ok(()));

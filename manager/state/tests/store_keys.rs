@@ -77,7 +77,7 @@ impl Cluster {
     fn run(&mut self, command: Command) -> Result<Applied, Rejected> {
         self.index += 1;
         let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
-        let envelope = Envelope { at: Timestamp(self.index), actor, command };
+        let envelope = Envelope { at: Timestamp(self.index), actor, via: 1, command };
         let before = self.state.clone();
         let result = self.state.apply(self.index, &envelope);
         self.state.invariants().unwrap();

@@ -246,6 +246,45 @@ async fn only_managers_are_heard_as_managers() {
     all_refused(every_peer_rpc(channel(&manager, &stranger).await).await, Code::Unauthenticated);
 }
 
+/// It speaks for its callers, but not for another manager.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_manager_passes_on_is_audited_with_its_own_number() {
+    let manager = TestManager::init().await;
+    let beta = manager.join_manager("127.0.0.1:2").await;
+    let mut peer = PeerClient::new(channel(&manager, &beta.live).await);
+    let who = v1::actor::Who::Local(v1::actor::Local { uid: 0, gid: 0, pid: 7 });
+    let status =
+        manager.operator().await.cluster_status(v1::ClusterStatusRequest {}).await.unwrap();
+    let term = status.into_inner().term;
+    let mut pass_on = async |command| {
+        let actor = Some(v1::Actor { who: Some(who.clone()) });
+        let envelope = v1::Envelope { at: 1, actor, via: 1, command: Some(command) };
+        let request = v1::ProposeRequest { envelope: Some(envelope), proposal: 7, term };
+        peer.propose(request).await.unwrap().into_inner()
+    };
+    let id = beta.id.clone();
+    let remove = v1::envelope::RemoveOperator { id: id.clone() };
+    let taken = pass_on(v1::envelope::Command::RemoveOperator(remove)).await;
+    assert!(taken.index > 0, "{}", taken.refused);
+    let renew = v1::envelope::RenewOperator { id, ..Default::default() };
+    let refused = pass_on(v1::envelope::Command::RenewOperator(renew)).await.refused;
+    assert!(refused.contains("what an operator does not do"), "{refused}");
+    soon("both lines", async {
+        loop {
+            let lines = manager.audit_lines();
+            let done = lines.iter().find(|line| line["action"] == "operator.rm");
+            let refused = lines.iter().find(|line| line["refused"]["action"] == "manager.forward");
+            if let (Some(done), Some(refused)) = (done, refused) {
+                assert_eq!((&done["via"], &done["actor"]["pid"]), (&2.into(), &7.into()));
+                assert_eq!(refused["refused"]["via"], 2);
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 fn all_refused(answers: Vec<(&'static str, Result<(), Status>)>, code: Code) {
     for (method, answer) in answers {
         let status = answer.expect_err(method);

@@ -57,7 +57,7 @@ fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(number: usize) -> T {
 }
 
 fn envelope(command: Command) -> Envelope {
-    Envelope { at: Timestamp(7), actor: Actor::Local { uid: 0, gid: 0, pid: 1 }, command }
+    Envelope { at: Timestamp(7), actor: Actor::Local { uid: 0, gid: 0, pid: 1 }, via: 1, command }
 }
 
 fn sealed_key() -> SealedKey {

@@ -119,6 +119,7 @@ pub(crate) fn audit(bytes: &[u8]) {
         index: LAST_INDEX,
         at: Timestamp(1),
         actor: Actor::Manager(1),
+        via: 0,
         action: "x",
         objects: Vec::new(),
         refused: None,

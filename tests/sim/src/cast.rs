@@ -131,16 +131,7 @@ pub(crate) fn envelope(by: u64, command: Command) -> Envelope {
             Actor::Joiner { address: by.to_string() }
         }
         Command::ClaimTask { node, .. } => Actor::Node(*node),
-        _ => Actor::Local { uid: 0, gid: 0, pid: by as u32 },
+        _ => Actor::Local { uid: 0, gid: 0, pid: 1 },
     };
-    Envelope { at: Timestamp(machine::now()), actor, command }
-}
-
-/// The manager that was asked for a command; what a node asks for is asked of the first.
-pub(crate) fn passed_on_by(envelope: &Envelope) -> u64 {
-    match &envelope.actor {
-        Actor::Local { pid, .. } => u64::from(*pid),
-        Actor::Joiner { address } => address.parse().unwrap_or(0),
-        _ => 1,
-    }
+    Envelope { at: Timestamp(machine::now()), actor, via: by, command }
 }

@@ -217,7 +217,7 @@ impl Peer for SimPeer {
         let v1::ProposeRequest { envelope, proposal, term } = request.into_inner();
         let envelope = envelope.ok_or_else(not_here)?;
         let envelope = decode_envelope(envelope).map_err(|e| Status::internal(e.to_string()))?;
-        let from = cast::passed_on_by(&envelope);
+        let from = envelope.via;
         if let Err(why) = self.replica.read(|state| state.admit_forwarded(from, &envelope)) {
             return Ok(Response::new(v1::ProposeReply { index: 0, refused: why.to_string() }));
         }

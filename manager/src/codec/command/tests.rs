@@ -249,7 +249,7 @@ fn every_command_and_every_row_round_trips() {
     let mut state = State::default();
     for (at, command) in history().into_iter().enumerate() {
         let actor = actors()[at % 5].clone();
-        let envelope = Envelope { at: Timestamp(at as u64), actor, command };
+        let envelope = Envelope { at: Timestamp(at as u64), actor, via: at as u64, command };
         let bytes = encode_envelope(&envelope).encode_to_vec();
         let back = decode_envelope(v1::Envelope::decode(&*bytes).unwrap()).unwrap();
         assert_eq!(back, envelope);
@@ -268,7 +268,8 @@ fn formats() -> String {
     let mut state = State::default();
     for (at, command) in history().into_iter().enumerate() {
         let actor = actors()[at % 5].clone();
-        let envelope = Envelope { at: Timestamp(at as u64), actor, command };
+        let via = u64::from(at % 5 == 4);
+        let envelope = Envelope { at: Timestamp(at as u64), actor, via, command };
         text += &format!("command {}\n", hex(&encode_envelope(&envelope).encode_to_vec()));
         state.apply(at as u64 + 1, &by_root(envelope)).unwrap();
         for row in state.row_keys().into_iter().filter_map(|key| state.row(key)) {

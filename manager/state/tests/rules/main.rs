@@ -76,8 +76,9 @@ impl Cluster {
     fn run(&mut self, command: Command) -> Result<Applied, Rejected> {
         self.index += 1;
         let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
-        let result =
-            self.state.apply(self.index, &Envelope { at: Timestamp(self.index), actor, command });
+        let result = self
+            .state
+            .apply(self.index, &Envelope { at: Timestamp(self.index), actor, via: 1, command });
         self.state.invariants().unwrap();
         result
     }

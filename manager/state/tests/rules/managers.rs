@@ -209,7 +209,7 @@ fn histories_that_begin_at_one_state_have_numbers_that_rise_with_the_clock() {
     let begin = |from: &State, at: u64, command: &Command| {
         let mut state = from.clone();
         let actor = Actor::Local { uid: 0, gid: 0, pid: 1 };
-        let envelope = Envelope { at: Timestamp(at), actor, command: command.clone() };
+        let envelope = Envelope { at: Timestamp(at), actor, via: 1, command: command.clone() };
         state.apply(cluster.index + 1, &envelope).unwrap();
         state
     };
@@ -373,7 +373,7 @@ fn a_manager_passes_on_only_what_its_caller_may() {
         Command::ChangeCluster(ClusterChange { address, ..ClusterChange::default() })
     };
     let admitted = |actor: Actor, command: Command| {
-        let envelope = Envelope { at: Timestamp(1), actor, command };
+        let envelope = Envelope { at: Timestamp(1), actor, via: 1, command };
         cluster.state.admit_forwarded(2, &envelope).is_ok()
     };
     for (actor, command) in [
@@ -410,7 +410,7 @@ fn a_manager_passes_on_only_what_its_caller_may() {
         (Actor::Node(node), sync(node), false),
         (joiner(), join(), false),
     ] {
-        let envelope = Envelope { at: Timestamp(1), actor, command };
+        let envelope = Envelope { at: Timestamp(1), actor, via: 1, command };
         assert_eq!(cluster.state.admit_forwarded(2, &envelope).is_ok(), is, "{envelope:?}");
     }
 }
@@ -511,6 +511,7 @@ fn heads_of_the_audit_rise_and_old_ones_are_thinned() {
     let kept = cluster.state.audit_heads(1);
     assert!((0..10).all(|bit| kept.iter().any(|head| head.seq == 1 << bit)), "a flood: {kept:?}");
     assert_eq!(cluster.run(head(2)).unwrap_err(), Rejected::NoMember { id: 2 });
-    let envelope = Envelope { at: Timestamp(1), actor: Actor::Manager(1), command: note(1001) };
+    let envelope =
+        Envelope { at: Timestamp(1), actor: Actor::Manager(1), via: 1, command: note(1001) };
     assert_eq!(audit(1, &envelope, Vec::new(), &Err(Rejected::NotInitialised)), None);
 }
