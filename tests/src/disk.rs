@@ -4,6 +4,8 @@
 //! one operation fail, and keeps a trace of all that was done; of that the test makes what a loss of power after any
 //! operation leaves. Invariant: what was synced, and names of which the folder was synced, are always left.
 
+mod case;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -13,6 +15,8 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::ground::Ground;
+
+pub use case::*;
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -26,13 +30,15 @@ pub enum FaultKind {
     Full,
     /// A write does half of its work, then fails with EIO.
     Half,
+    /// The process is killed before an operation.
+    Kill,
 }
 
 impl FaultKind {
     /// As the shim judges it.
     fn applies_to(self, operation: &Operation) -> bool {
         match self {
-            Self::Io => true,
+            Self::Io | Self::Kill => true,
             Self::Full => "wtcdrl".contains(operation.letter),
             Self::Half => operation.letter == 'w',
         }
@@ -130,6 +136,7 @@ impl WatchedFolder {
             Some(FaultKind::Io) => "io",
             Some(FaultKind::Full) => "full",
             Some(FaultKind::Half) => "half",
+            Some(FaultKind::Kill) => "kill",
         };
         let text = |path: &Path| path.display().to_string();
         let settings = [

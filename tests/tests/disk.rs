@@ -7,92 +7,28 @@
 //! operations spread over the script are tried, and all on other files than the store and its mark; with KEYHOLE_SOAK all
 //! of them. KEYHOLE_FAULT tries one alone, as a failure says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use keyhole_manager::audit::{Verifier, files};
 use keyhole_proto::v1;
-use keyhole_tests::disk::{Disk, Fault, FaultKind, Left, Shim, WatchedFolder};
+use keyhole_tests::disk::{
+    Case, Disk, Fault, FaultKind, Left, Secrets, Shim, WatchedFolder, asked_for, block_on, each,
+    is_soak, spread,
+};
 use keyhole_tests::operate::Operator;
-use keyhole_tests::{Daemon, Ground, free_address, plain_command, wait};
+use keyhole_tests::{free_address, wait};
 use tonic::Status;
 
-/// Names and current versions.
-type Secrets = BTreeMap<String, u64>;
+/// `--init` is always given: it must never make a second cluster where one was. The audit is in more than one file.
+const ARGS: [&str; 3] = ["--init", "--audit-file-size", "4KiB"];
 
-/// A manager's place for one case.
-struct Case {
-    ground: Ground,
-    data: PathBuf,
-    address: SocketAddr,
-    what: String,
-}
-
-impl Case {
-    fn new(address: SocketAddr, what: &str) -> Self {
-        let ground = Ground::new();
-        let data = ground.folder().join("m");
-        let soak = if is_soak() { "KEYHOLE_SOAK=1 " } else { "" };
-        let what = format!(
-            "{what} (replay: {soak}KEYHOLE_FAULT='{what}' cargo nextest run --workspace --test disk)"
-        );
-        Self { ground, data, address, what }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.ground.folder().join("m.sock")
-    }
-
-    /// `--init` is always given: it must never make a second cluster where one was.
-    fn start(&self, environment: Vec<(String, String)>) -> (Daemon, Result<(), String>) {
-        let mut command = plain_command();
-        command.args(["manager", "run", "--init", "--data-dir"]).arg(&self.data);
-        command.arg("--listen").arg(self.address.to_string());
-        command.arg("--socket").arg(self.socket()).envs(environment);
-        let mut manager = Daemon::start(&self.ground, "manager", command);
-        let ready = manager.ready();
-        (manager, ready)
-    }
-
-    /// What the manager has after a start on a disk that is well; or why it does not start.
-    fn reopened(&self) -> Result<Secrets, String> {
-        let (mut manager, ready) = self.start(Vec::new());
-        if let Err(line) = ready {
-            self.is_named(&manager);
-            return Err(line);
-        }
-        let secrets = block_on(listed(&self.socket()));
-        assert!(manager.terminate().success(), "{}: it does not stop cleanly", self.what);
-        Ok(secrets)
-    }
-
-    /// A manager that ended by itself named a file of its own, and did not panic.
-    fn is_named(&self, manager: &Daemon) {
-        let (log, what) = (manager.log(), &self.what);
-        assert!(!log.contains("keyhole: internal error"), "{what}: a panic:\n{log}");
-        let last = log.lines().last().unwrap_or_default();
-        assert!(last.contains(&self.data.display().to_string()), "{what}: names no file: {last}");
-    }
-}
-
-fn is_soak() -> bool {
-    std::env::var_os("KEYHOLE_SOAK").is_some()
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(future)
-}
-
-async fn listed(socket: &Path) -> Secrets {
-    let operator = Operator::connect(socket).await.expect("it serves");
-    let list = operator.api().list_secrets(v1::ListRequest {}).await.expect("a list");
-    let list = list.into_inner().secrets;
-    list.into_iter().map(|secret| (secret.name, secret.current)).collect()
+fn case(address: SocketAddr, what: &str) -> Case {
+    Case::new("disk", address, what, &ARGS)
 }
 
 /// What came of the script.
@@ -106,13 +42,14 @@ struct Ran {
     late: bool,
 }
 
-const CHANGES: [(&str, &str, usize); 7] = [
+const CHANGES: [(&str, &str, usize); 8] = [
     ("create", "a", 40),
     ("rotate", "a", 40),
     ("create", "b", 20_000),
     ("rotate", "b", 100_000),
     ("store keys", "", 0),
     ("remove", "a", 0),
+    ("tokens", "", 9),
     ("create", "c", 1),
 ];
 
@@ -123,7 +60,7 @@ fn states() -> Vec<Secrets> {
         let mut next = states.last().expect("the first").clone();
         match change {
             "remove" => drop(next.remove(name)),
-            "store keys" => {}
+            "store keys" | "tokens" => {}
             _ => *next.entry(name.to_owned()).or_default() += 1,
         }
         states.push(next);
@@ -141,6 +78,7 @@ async fn script(socket: &Path, watched: &WatchedFolder) -> Ran {
             "create" => operator.create(name, &value).await.map(drop),
             "rotate" => operator.rotate(name, &value).await.map(drop),
             "store keys" => rotated_store_keys(&operator).await,
+            "tokens" => rotated_tokens(&operator, size).await,
             _ => {
                 let object = v1::ObjectRequest { object: name.to_owned() };
                 operator.api().remove_secret(object).await.map(drop)
@@ -154,6 +92,15 @@ async fn script(socket: &Path, watched: &WatchedFolder) -> Ran {
         ran.operations.push(watched.operations());
     }
     ran
+}
+
+/// Lines of the audit, as many as it takes for another file of it.
+async fn rotated_tokens(operator: &Operator, times: usize) -> Result<(), Status> {
+    let role = v1::TokenRole::Worker.into();
+    for _ in 0..times {
+        operator.api().join_token(v1::JoinTokenRequest { role, rotate: true }).await?;
+    }
+    Ok(())
 }
 
 /// Has the store written anew under new keys, and waits until it is and the keys before are gone.
@@ -171,35 +118,9 @@ async fn rotated_store_keys(operator: &Operator) -> Result<(), Status> {
     }
 }
 
-/// Runs every case, two at a time: each spends most of its time on waiting for an election.
-fn each<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T, SocketAddr) + Sync) {
-    let cases: Mutex<Vec<T>> = Mutex::new(cases.into_iter().collect());
-    let next = || cases.lock().expect("no panic while it is held").pop();
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let address = free_address();
-                while let Some(case) = next() {
-                    run(case, address);
-                }
-            });
-        }
-    });
-}
-
-/// Those of `count` that are tried: all of them, or so many that are spread over them.
-fn spread(count: usize, some: usize) -> BTreeSet<usize> {
-    let step = if is_soak() { 1 } else { (count / some).max(1) };
-    (0..count).step_by(step).collect()
-}
-
-fn asked_for(what: &str) -> bool {
-    std::env::var("KEYHOLE_FAULT").map_or(true, |one| one == what)
-}
-
 /// A run without a fault.
 fn recorded(shim: &Shim, kind: Option<FaultKind>) -> (Case, WatchedFolder, Ran) {
-    let case = Case::new(free_address(), "no fault");
+    let case = case(free_address(), "no fault");
     let watched = WatchedFolder::new(shim, &case.ground, &case.data);
     let (mut manager, ready) =
         case.start(watched.environment(kind.map(|kind| Fault { kind, at: u64::MAX })));
@@ -207,12 +128,13 @@ fn recorded(shim: &Shim, kind: Option<FaultKind>) -> (Case, WatchedFolder, Ran) 
     let ran = block_on(script(&case.socket(), &watched));
     assert!(manager.terminate().success());
     assert_eq!(ran.acknowledged, CHANGES.len());
+    assert_eq!(files(&case.data.join("audit")).expect("it is there").len(), 2, "another file");
     (case, watched, ran)
 }
 
 /// One operation fails; then the manager starts on a disk that is well.
 fn one_fails(shim: &Shim, fault: Fault, address: SocketAddr) {
-    let case = Case::new(address, &format!("{:?} {}", fault.kind, fault.at));
+    let case = case(address, &format!("{:?} {}", fault.kind, fault.at));
     let what = &case.what;
     let watched = WatchedFolder::new(shim, &case.ground, &case.data);
     let (mut manager, ready) = case.start(watched.environment(Some(fault)));
@@ -221,7 +143,7 @@ fn one_fails(shim: &Shim, fault: Fault, address: SocketAddr) {
         Err(_) => Ran::default(),
     };
     match manager.ended() {
-        Some(_) => case.is_named(&manager),
+        Some(_) => case.is_named(&manager.log()),
         None => drop(manager.terminate()),
     }
     let log = manager.log();
@@ -302,7 +224,7 @@ fn power_that_is_lost_at_any_moment_loses_nothing_acknowledged() {
     });
     let asked = cases.filter(|(moment, left)| asked_for(&format!("{left:?} {moment}")));
     each(asked, |(moment, left), address| {
-        let case = Case::new(address, &format!("{left:?} {moment}"));
+        let case = case(address, &format!("{left:?} {moment}"));
         let what = &case.what;
         Disk::after(&trace[..moment]).lose_power(&recorded.data, &case.data, left);
         let acknowledged = ran.operations.partition_point(|done| *done <= moment);
@@ -332,7 +254,8 @@ fn flipped(from: &Path, to: &Path, file: &str, bit: usize) {
     fs::write(to.join(file), bytes).expect("it is ours");
 }
 
-const FILES: [&str; 4] = ["kek", "store.mark", "store.redb", "audit/audit-000001.jsonl"];
+const FILES: [&str; 5] =
+    ["kek", "store.mark", "store.redb", "audit/audit-000001.jsonl", "audit/audit-000002.jsonl"];
 
 /// Also `manager/tests/store/damage.rs`, where each bit of a store's rows and of its mark is read back.
 #[test]
@@ -347,7 +270,7 @@ fn a_flipped_bit_of_any_file_is_harmless_or_fatal_by_name() {
     let asked = cases.filter(|(file, bit)| asked_for(&format!("{file} {bit}")));
     let refused = Mutex::new(BTreeSet::new());
     each(asked, |(file, bit), address| {
-        let case = Case::new(address, &format!("{file} {bit}"));
+        let case = case(address, &format!("{file} {bit}"));
         flipped(&stopped.data, &case.data, file, bit);
         match case.reopened() {
             Ok(found) => assert_eq!(Some(&found), states().last(), "{}", case.what),

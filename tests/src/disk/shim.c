@@ -5,7 +5,7 @@
  * KHDISK_TRACE   the trace, appended to; what is in it is in the order in which it was done
  * KHDISK_COUNT   a file of two 64-bit counters that all processes share: operations so far, and operations of the kind
  * KHDISK_KIND    "none"; "io": any operation fails with EIO; "full": what needs space fails with ENOSPC; "half": a write
- *                does half of its work, then fails with EIO
+ *                does half of its work, then fails with EIO; "kill": the process is killed before any operation
  * KHDISK_AT      which operation of the kind fails, from 0 on
  *
  * A record of the trace is struct record, then `first` and `second` bytes. Reads are not looked at. */
@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -93,6 +94,10 @@ static void leave(void) {
 static int fails(int takes_space, int is_write) {
     int applies = !strcmp(kind, "io") || (!strcmp(kind, "full") && takes_space) || (!strcmp(kind, "half") && is_write);
     counters[0]++;
+    if (!strcmp(kind, "kill") && counters[1]++ == failing) {
+        kill(getpid(), SIGKILL);
+        pause();
+    }
     if (!applies || counters[1]++ != failing)
         return 0;
     errno = strcmp(kind, "full") ? EIO : ENOSPC;
@@ -265,4 +270,23 @@ int unlink(const char *path) {
     if (trace < 0 || !below(path) || !inode_of(path))
         return NEXT(unlink)(path);
     return name_file('u', path, "", 0, do_unlink, &names);
+}
+
+static int do_rmdir(void *call) { return NEXT(rmdir)(((struct names *)call)->from); }
+
+int rmdir(const char *path) {
+    struct names names = {path, "", 0, 0, 0};
+    if (trace < 0 || !below(path) || !inode_of(path))
+        return NEXT(rmdir)(path);
+    return name_file('u', path, "", 0, do_rmdir, &names);
+}
+
+int unlinkat(int parent, const char *name, int flags) {
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", parent);
+    ssize_t length = parent == AT_FDCWD || name[0] == '/' ? -1 : readlink(link, path, sizeof path - 1);
+    if (length < 0 || length + strlen(name) + 2 > sizeof path)
+        return NEXT(unlinkat)(parent, name, flags);
+    snprintf(path + length, sizeof path - length, "/%s", name);
+    return flags & AT_REMOVEDIR ? rmdir(path) : unlink(path);
 }
