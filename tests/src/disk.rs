@@ -87,6 +87,12 @@ pub enum Left {
     AllButATornEnd,
 }
 
+impl Left {
+    /// Every one.
+    pub const ALL: [Self; 4] =
+        [Self::Nothing, Self::Names, Self::TheLastName, Self::AllButATornEnd];
+}
+
 /// The library that is preloaded.
 #[derive(Debug)]
 pub struct Shim {

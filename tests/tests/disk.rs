@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use keyhole_manager::audit::{Verifier, files};
 use keyhole_proto::v1;
 use keyhole_tests::disk::{
-    Case, Disk, Fault, FaultKind, Left, Secrets, Shim, WatchedFolder, asked_for, block_on, each,
-    is_soak, spread,
+    Case, Disk, Fault, FaultKind, Secrets, Shim, WatchedFolder, asked_for, block_on, each,
+    faults_of, is_soak, losses,
 };
 use keyhole_tests::operate::Operator;
 use keyhole_tests::{free_address, wait};
@@ -185,13 +185,7 @@ fn vouched_for(case: &Case) {
 fn each_fails(kind: FaultKind, some: usize) {
     let shim = Shim::build();
     let (_case, watched, _) = recorded(&shim, Some(kind));
-    let mut all = spread(watched.operations_of_the_kind() as usize, some);
-    let others = kind.apart_from(&["store.redb", "store.mark"], &watched.trace());
-    all.extend(others.into_iter().map(|at| at as usize));
-    println!("{} of {} operations fail", all.len(), watched.operations_of_the_kind());
-    let faults = all.into_iter().map(|at| Fault { kind, at: at as u64 });
-    let asked = faults.filter(|fault| asked_for(&format!("{kind:?} {}", fault.at)));
-    each(asked, |fault, address| one_fails(&shim, fault, address));
+    each(faults_of(kind, &watched, some), |fault, address| one_fails(&shim, fault, address));
 }
 
 #[test]
@@ -215,15 +209,7 @@ fn power_that_is_lost_at_any_moment_loses_nothing_acknowledged() {
     let (recorded, watched, ran) = recorded(&shim, None);
     let trace = watched.trace();
     assert_eq!(trace.len(), watched.operations(), "the trace has every operation");
-    let mut moments = spread(trace.len() + 1, 10);
-    moments.extend((0..trace.len()).filter(|at| trace[*at].is_of_a_name()).map(|at| at + 1));
-    println!("power is lost at {} moments of {}", moments.len(), trace.len() + 1);
-    let cases = moments.into_iter().flat_map(|moment| {
-        let all = [Left::Nothing, Left::Names, Left::TheLastName, Left::AllButATornEnd];
-        all.map(|left| (moment, left))
-    });
-    let asked = cases.filter(|(moment, left)| asked_for(&format!("{left:?} {moment}")));
-    each(asked, |(moment, left), address| {
+    each(losses(&trace, 10), |(moment, left), address| {
         let case = case(address, &format!("{left:?} {moment}"));
         let what = &case.what;
         Disk::after(&trace[..moment]).lose_power(&recorded.data, &case.data, left);

@@ -7,8 +7,7 @@ use std::path::PathBuf;
 
 use keyhole_proto::v1;
 use keyhole_tests::disk::{
-    Case, Disk, Fault, FaultKind, Left, Secrets, Shim, WatchedFolder, asked_for, block_on, listed,
-    spread,
+    Case, Disk, Fault, FaultKind, Left, Secrets, Shim, WatchedFolder, block_on, faults, listed,
 };
 use keyhole_tests::operate::Operator;
 use keyhole_tests::{Cluster, Daemon, free_address, wait};
@@ -120,10 +119,9 @@ fn one_fails(shim: &Shim, leader: &Leader, fault: Fault, address: SocketAddr) {
     });
     if fault.kind == FaultKind::Kill {
         joiner.kill();
-        let left = [Left::Nothing, Left::Names, Left::TheLastName, Left::AllButATornEnd];
         let disk = Disk::after(&watched.trace());
         let _ = fs::remove_dir_all(&case.data);
-        disk.lose_power(&case.data, &case.data, left[fault.at as usize % 4]);
+        disk.lose_power(&case.data, &case.data, Left::ALL[fault.at as usize % 4]);
     } else {
         match joiner.ended() {
             Some(_) => case.is_named(&joiner.log()),
@@ -154,11 +152,9 @@ fn one_fails(shim: &Shim, leader: &Leader, fault: Fault, address: SocketAddr) {
 fn each_fails(kind: FaultKind, some: usize) {
     let (shim, leader, address) = (Shim::build(), Leader::new(), free_address());
     let count = recorded(&shim, &leader, kind);
-    let all = spread(count, some);
-    println!("{kind:?}: {} of {count}", all.len());
-    let faults = all.into_iter().map(|at| Fault { kind, at: at as u64 });
-    let asked = faults.filter(|fault| asked_for(&format!("{kind:?} {}", fault.at)));
-    asked.for_each(|fault| one_fails(&shim, &leader, fault, address));
+    let faults = faults(kind, count, some);
+    println!("{} of {count} operations: {kind:?}", faults.len());
+    faults.into_iter().for_each(|fault| one_fails(&shim, &leader, fault, address));
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn power_that_is_lost_at_any_moment_loses_nothing_of_a_node() {
     let trace = watched.trace();
     for moment in 0..=trace.len() {
         let acknowledged = ran.acknowledged.partition_point(|done| *done <= moment);
-        for left in [Left::Nothing, Left::Names, Left::TheLastName, Left::AllButATornEnd] {
+        for left in Left::ALL {
             let image = ground.folder().join(format!("image-{moment}-{left:?}"));
             Disk::after(&trace[..moment]).lose_power(&data, &image, left);
             let found = found(&image).unwrap_or_else(|e| panic!("{left:?} {moment}: {e}"));

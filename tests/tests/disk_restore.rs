@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use age::secrecy::ExposeSecret;
 use keyhole_tests::disk::{
-    Case, Disk, Fault, FaultKind, Left, Secrets, Shim, WatchedFolder, asked_for, block_on, each,
-    listed, spread,
+    Case, Disk, Fault, FaultKind, Secrets, Shim, WatchedFolder, block_on, each, faults_of, listed,
+    losses,
 };
 use keyhole_tests::{Cluster, Ground, Ran, free_address, plain_command, run};
 
@@ -86,13 +86,7 @@ fn a_restore_whose_disk_fails_can_be_repeated() {
     let (shim, source) = (Shim::build(), Source::new());
     for (kind, some) in [(FaultKind::Io, 10), (FaultKind::Full, 6), (FaultKind::Half, 4)] {
         let (_case, watched) = recorded(&shim, &source, Some(kind));
-        let mut all = spread(watched.operations_of_the_kind() as usize, some);
-        let others = kind.apart_from(&["store.redb", "store.mark"], &watched.trace());
-        all.extend(others.into_iter().map(|at| at as usize));
-        println!("{kind:?}: {} of {} fail", all.len(), watched.operations_of_the_kind());
-        let faults = all.into_iter().map(|at| Fault { kind, at: at as u64 });
-        let asked = faults.filter(|fault| asked_for(&format!("{kind:?} {}", fault.at)));
-        each(asked, |fault, address| {
+        each(faults_of(kind, &watched, some), |fault, address| {
             let case = case(address, &format!("{kind:?} {}", fault.at));
             let watched = WatchedFolder::new(&shim, &case.ground, &case.data);
             let ran = source.restore(&case, watched.environment(Some(fault)));
@@ -109,16 +103,7 @@ fn a_restore_whose_power_is_lost_is_whole_or_is_repeated() {
     let (shim, source) = (Shim::build(), Source::new());
     let (recorded, watched) = recorded(&shim, &source, None);
     let trace = watched.trace();
-    let mut moments = spread(trace.len() + 1, 8);
-    moments.extend((0..trace.len()).filter(|at| trace[*at].is_of_a_name()).map(|at| at + 1));
-    moments.insert(trace.len());
-    println!("power is lost at {} moments of {}", moments.len(), trace.len() + 1);
-    let cases = moments.into_iter().flat_map(|moment| {
-        let all = [Left::Nothing, Left::Names, Left::TheLastName, Left::AllButATornEnd];
-        all.map(|left| (moment, left))
-    });
-    let asked = cases.filter(|(moment, left)| asked_for(&format!("{left:?} {moment}")));
-    each(asked, |(moment, left), address| {
+    each(losses(&trace, 8), |(moment, left), address| {
         let case = case(address, &format!("{left:?} {moment}"));
         Disk::after(&trace[..moment]).lose_power(&recorded.data, &case.data, left);
         source.is_there_or_is_restored(&case, moment == trace.len(), true);

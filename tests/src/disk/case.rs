@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use keyhole_proto::v1;
 use tonic::Status;
 
+use super::{Fault, FaultKind, Left, Operation, WatchedFolder};
 use crate::operate::Operator;
 use crate::{Daemon, Ground, free_address, plain_command};
 
@@ -121,4 +122,34 @@ pub fn each<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T, SocketA
 pub fn spread(count: usize, some: usize) -> BTreeSet<usize> {
     let step = if is_soak() { 1 } else { (count / some).max(1) };
     (0..count).step_by(step).collect()
+}
+
+/// Faults of that kind, of which so many operations could fail: all of them, or so many that are spread over them.
+pub fn faults(kind: FaultKind, count: usize, some: usize) -> Vec<Fault> {
+    tried(kind, spread(count, some))
+}
+
+/// The same of a run that was watched, and all on other files than a store and its mark.
+pub fn faults_of(kind: FaultKind, watched: &WatchedFolder, some: usize) -> Vec<Fault> {
+    let mut all = spread(watched.operations_of_the_kind() as usize, some);
+    let others = kind.apart_from(&["store.redb", "store.mark"], &watched.trace());
+    all.extend(others.into_iter().map(|at| at as usize));
+    println!("{} of {} operations fail: {kind:?}", all.len(), watched.operations_of_the_kind());
+    tried(kind, all)
+}
+
+fn tried(kind: FaultKind, all: BTreeSet<usize>) -> Vec<Fault> {
+    let faults = all.into_iter().map(|at| Fault { kind, at: at as u64 });
+    faults.filter(|fault| asked_for(&format!("{kind:?} {}", fault.at))).collect()
+}
+
+/// After how many operations of a trace power is lost, and what is left then: after all, after some that are spread over it,
+/// and after each that is about a name.
+pub fn losses(trace: &[Operation], some: usize) -> Vec<(usize, Left)> {
+    let mut moments = spread(trace.len() + 1, some);
+    moments.extend((0..trace.len()).filter(|at| trace[*at].is_of_a_name()).map(|at| at + 1));
+    moments.insert(trace.len());
+    println!("power is lost at {} moments of {}", moments.len(), trace.len() + 1);
+    let cases = moments.into_iter().flat_map(|moment| Left::ALL.map(|left| (moment, left)));
+    cases.filter(|(moment, left)| asked_for(&format!("{left:?} {moment}"))).collect()
 }
