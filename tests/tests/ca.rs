@@ -209,6 +209,29 @@ fn who_was_off_during_a_rotation_comes_back_by_the_former_ca() {
     assert_eq!(here.text(off.path("pw")).as_deref(), Ok("v"));
 }
 
+/// The way by former CAs is as long as a verifier goes, and no longer.
+#[test]
+fn who_was_off_during_six_rotations_comes_back() {
+    let manager = Cluster::start();
+    manager.ok_with(["secret", "create", "pw", "-"], b"v");
+    manager.ok(["service", "create", "web", "--secret", "pw"]);
+    let mut seven = manager.node();
+    seven.stop(Signal::TERM);
+    manager.ok(["cluster", "ca", "--rotate"]);
+    let mut six = manager.node();
+    six.stop(Signal::TERM);
+    (0..6).for_each(|_| drop(manager.ok(["cluster", "ca", "--rotate"])));
+    six.resume();
+    assert_eq!(six.task("web").text(six.path("pw")).as_deref(), Ok("v"));
+    seven.resume();
+    let strange = "the manager's certificate is not signed by this cluster's CA";
+    wait::until("its refusal", || match seven.supervisor().log() {
+        log if log.contains(strange) => Ok(()),
+        log => Err(log),
+    });
+    assert_eq!(succession(&manager).split_once(' ').unwrap().0, "7");
+}
+
 /// A live connection ends with the CA that its certificate is of, and there is no other way in.
 #[test]
 fn a_connection_ends_when_the_ca_of_its_certificate_is_forgotten() {

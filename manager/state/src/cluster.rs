@@ -140,6 +140,10 @@ pub struct Cluster {
     pub last_backup_at: Option<Timestamp>,
 }
 
+/// So many root CAs before the current one are believed, however many there were: verifiers (rustls-webpki) go no longer a
+/// way by cross certificates, and each connection begins with all of them.
+const FORMER_CAS: usize = 6;
+
 impl Cluster {
     /// The root CAs that are believed at a time, this cluster's own first, DER.
     pub fn roots(&self, at: Timestamp) -> Vec<Vec<u8>> {
@@ -149,8 +153,7 @@ impl Cluster {
 
     /// What a manager shows with its leaf, for those that trust a former root only; DER, the newest first.
     pub fn crosses(&self, at: Timestamp) -> Vec<Vec<u8>> {
-        let crosses: Vec<_> = self.former_cas_at(at).map(|former| former.cross.clone()).collect();
-        crosses.into_iter().rev().collect()
+        self.former_cas_at(at).map(|former| former.cross.clone()).rev().collect()
     }
 
     /// Whether the last backup is of before this root CA: who has a certificate of this one would not follow what is
@@ -176,8 +179,9 @@ impl Cluster {
         self.former_cas.push(former.clone());
     }
 
-    fn former_cas_at(&self, at: Timestamp) -> impl Iterator<Item = &FormerCa> {
-        self.former_cas.iter().filter(move |former| at < former.until)
+    fn former_cas_at(&self, at: Timestamp) -> impl DoubleEndedIterator<Item = &FormerCa> {
+        let newest = self.former_cas.iter().rev().take(FORMER_CAS).rev();
+        newest.filter(move |former| at < former.until)
     }
 }
 

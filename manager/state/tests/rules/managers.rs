@@ -263,10 +263,24 @@ fn new_ca(number: u32, before: &[u8], holders: &[u64]) -> Command {
         key: SealedKey { seals: holders.iter().map(|id| (*id, seal())).collect() },
         former: FormerCa {
             certificate: before.to_vec(),
-            cross: vec![7],
+            cross: vec![7, u8::try_from(number).unwrap()],
             until: Timestamp(1 << 60),
         },
     }))
+}
+
+/// Each connection begins with them; no verifier takes more.
+#[test]
+fn six_root_cas_before_the_current_one_are_believed_however_many_there_were() {
+    let mut cluster = Cluster::new();
+    let mut before = cluster.state.cluster().unwrap().ca_certificate.clone();
+    for number in 1..=9 {
+        cluster.run(new_ca(number, &before, &[1])).unwrap();
+        before = vec![9, u8::try_from(number).unwrap()];
+    }
+    let now = cluster.state.cluster().unwrap();
+    assert_eq!(now.roots(LATE), [9, 3, 4, 5, 6, 7, 8].map(|number| [9, number]));
+    assert_eq!(now.crosses(LATE), [9, 8, 7, 6, 5, 4].map(|number| [7, number]));
 }
 
 /// A root CA is believed until everybody was seen with a certificate of the one after it.
