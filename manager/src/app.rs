@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use keyhole_secmem::harden;
+use keyhole_state::State;
 use keyhole_wire::seal::EdgeKeyPair;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -36,7 +37,7 @@ use crate::key_place::KeyPlace;
 use crate::keys::Kek;
 use crate::listen::{OperatorSocket, Services, bind_port};
 use crate::operator::OperatorApi;
-use crate::raft::{PeerApi, RaftHandle, keep_membership};
+use crate::raft::{PeerApi, RaftHandle, Status, keep_membership};
 use crate::rekey::keep_keyring;
 use crate::shell::Shell;
 use crate::store_keys::keep_store_keys;
@@ -44,6 +45,10 @@ use init::{Opened, announce_address};
 
 /// Calls under way have this long to end when the manager stops.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long a manager that was removed stays for a vote that it may be asked for.
+const LAST_VOTE: Duration = Duration::from_secs(2);
+/// How long it stays then for the leader to hear that it knows, which takes as long as a write and an answer.
+const LAST_ANSWER: Duration = Duration::from_millis(250);
 /// How often the audit's leftovers are tended to.
 const TEND: Duration = Duration::from_secs(1);
 
@@ -239,20 +244,34 @@ impl Life {
 }
 
 /// Until this manager is no member any more: by its own state, or by the word of one that knows more. As long as it has
-/// a vote it stays: the others may need it to take that away.
+/// a vote it stays: the others may need it to take that away, and then to hear that it knows. Whoever gives that word may
+/// tell it nothing else, though.
 async fn removal(member: u64, replica: RaftHandle) -> String {
+    let votes = |raft: &Status| raft.members.get(&member).is_some_and(|(_, votes)| *votes);
     let mut told = replica.peers().removed();
-    let gone = replica.until_status(|raft| {
-        let removed = replica.read(|state| {
-            state.cluster().is_some_and(|cluster| cluster.next_member > member)
-                && !state.members().contains_key(&member)
-        });
-        removed && raft.members.get(&member).is_none_or(|(_, votes)| !votes)
-    });
-    tokio::select! {
-        why = word(&mut told) => why,
-        () = gone => "an operator removed it".to_owned(),
-    }
+    let told = async {
+        let why = word(&mut told).await;
+        replica.wait_status(LAST_VOTE, |raft| !votes(raft)).await;
+        why
+    };
+    let gone = async {
+        replica
+            .until_status(|raft| !votes(raft) && replica.read(|state| removed(state, member)))
+            .await;
+        "an operator removed it".to_owned()
+    };
+    let why = tokio::select! {
+        why = told => why,
+        why = gone => why,
+    };
+    // Nothing says when its answer has arrived; without it the leader waits until this manager is out of reach.
+    tokio::time::sleep(LAST_ANSWER).await;
+    why
+}
+
+fn removed(state: &State, member: u64) -> bool {
+    let known = state.cluster().is_some_and(|cluster| cluster.next_member > member);
+    known && !state.members().contains_key(&member)
 }
 
 /// Until there is a reason to stop.

@@ -159,6 +159,8 @@ pub struct Status {
     pub applied: u64,
     /// The last entry that a snapshot covers.
     pub snapshot: Option<u64>,
+    /// The entry that made the membership what it is.
+    pub membership: u64,
     /// The members, and whether each has a vote.
     pub members: BTreeMap<u64, (Peer, bool)>,
     /// On the leader: how far each other one is, and when it last answered.
@@ -684,6 +686,7 @@ fn status(metrics: &RaftMetrics<TypeConfig>) -> Status {
         last_log: metrics.last_log_index.unwrap_or(0),
         applied: metrics.last_applied.map_or(0, |id| id.index),
         snapshot: metrics.snapshot.map(|id| id.index),
+        membership: membership.log_id().as_ref().map_or(0, |id| id.index),
         members: membership
             .nodes()
             .map(|(id, peer)| (*id, (peer.clone(), voters.contains(id))))

@@ -58,6 +58,8 @@ fn members(status: &Status) -> RaftMembers {
         })
     };
     members.caught_up = members.learners.iter().filter(caught_up).copied().collect();
+    let untold = |id: &&u64| status.others[*id].matched < status.membership;
+    members.untold = members.caught_up.iter().filter(untold).copied().collect();
     members
 }
 

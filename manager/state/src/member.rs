@@ -45,6 +45,8 @@ pub struct RaftMembers {
     pub learners: BTreeSet<u64>,
     /// Of the learners those that have nearly all of the log.
     pub caught_up: BTreeSet<u64>,
+    /// Of those the ones that do not know the last change of the membership yet.
+    pub untold: BTreeSet<u64>,
     /// Who leads, and asks.
     pub leader: u64,
 }
@@ -231,8 +233,10 @@ impl State {
         if !voters.is_empty() && voters != raft.voters {
             return Some(MembershipStep::SetVoters(voters));
         }
+        // Who is not told any more never learns that nobody waits for him; who is behind has heard less already.
+        let told = raft.learners.difference(&raft.untold);
         let gone: BTreeSet<u64> =
-            raft.learners.iter().filter(|id| !self.members.contains_key(id)).copied().collect();
+            told.filter(|id| !self.members.contains_key(id)).copied().collect();
         (!gone.is_empty()).then_some(MembershipStep::Remove(gone))
     }
 

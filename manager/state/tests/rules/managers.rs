@@ -121,6 +121,7 @@ fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
         voters: set(voters),
         learners: set(learners),
         caught_up: set(caught_up),
+        untold: set(&[]),
         leader: voters[0],
     };
     let step = |cluster: &Cluster, raft: RaftMembers| cluster.state.membership_step(&raft);
@@ -143,6 +144,8 @@ fn rafts_membership_follows_step_by_step_and_never_without_a_voter() {
     assert_eq!(step(&cluster, raft(&[2, 3], &[1], &[1])), without);
     let gone = Some(MembershipStep::Remove(set(&[3])));
     assert_eq!(step(&cluster, raft(&[2], &[1, 3], &[1])), gone);
+    let untold = RaftMembers { untold: set(&[3]), ..raft(&[2], &[1, 3], &[1, 3]) };
+    assert_eq!(step(&cluster, untold), None, "it does not know yet that it has no vote");
     // Who leads without a vote, demoted or promoted again meanwhile, makes no changes.
     let demoted = RaftMembers { leader: 1, ..raft(&[2], &[1, 3], &[]) };
     assert_eq!(step(&cluster, demoted), Some(MembershipStep::HandOver));
