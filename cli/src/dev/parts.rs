@@ -19,6 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use super::place::Place;
+use super::terminal;
 use crate::failure::Failure;
 
 const SELF: &str = "/proc/self/exe";
@@ -214,6 +215,10 @@ impl Daemon {
     async fn ended(&mut self) -> Failure {
         let Self { name, child, log } = self;
         let how = match child.wait().await {
+            // Who ends the whole process group of a dev also ends a daemon that has none of its own yet.
+            Ok(status) if status.signal().is_some_and(terminal::ends_a_group) => {
+                return Failure::ended(exit_code(status));
+            }
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };

@@ -76,6 +76,11 @@ impl Signals {
     }
 }
 
+/// Whether a terminal or a supervisor sends that signal to a whole process group: one of [`Signals`].
+pub(super) fn ends_a_group(signal: i32) -> bool {
+    [Signal::INT, Signal::QUIT, Signal::TERM, Signal::HUP].map(Signal::as_raw).contains(&signal)
+}
+
 /// When patience is over, from now.
 pub(super) fn patience() -> Instant {
     Instant::now() + PATIENCE
