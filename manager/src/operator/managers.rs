@@ -79,8 +79,9 @@ pub(super) async fn remove(
     let node = shell.view(by, |state| state.members().get(&id).map(|member| member.node));
     let voters = spare(shell, by, id).await?;
     shell.propose(by, Command::RemoveMember { id, voters }).await?;
-    // Whoever is answered may switch it off. A manager does not see itself leave.
-    let left = |raft: &RaftStatus| id == shell.own.member || !raft.members.contains_key(&id);
+    // Whoever is answered may switch it off. A manager sees its own vote go, but not itself.
+    let own = id == shell.own.member;
+    let left = |raft: &RaftStatus| raft.members.get(&id).is_none_or(|(_, votes)| own && !votes);
     if !shell.wait_raft(by, SETTLED, left).await {
         return Err(Status::deadline_exceeded(format!(
             "manager {id} is removed, but a majority has not agreed to do without it yet: let it run until it stops by itself"
