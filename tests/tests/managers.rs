@@ -577,6 +577,31 @@ fn a_manager_can_be_stopped_as_soon_as_it_was_removed() {
     }
 }
 
+/// Whoever switched it off then would leave no quorum.
+#[test]
+fn who_demotes_or_removes_is_told_while_the_vote_is_still_needed() {
+    for verb in ["demote", "rm"] {
+        let mut managers = Cluster::of(3);
+        let lead = Cluster::leader(&managers);
+        let (silent, gone) = ((lead + 1) % 3, (lead + 2) % 3);
+        let address = managers[gone].address().to_string();
+        // Not yet known to be out of reach, which would be refused.
+        managers[silent].manager().signal(Signal::STOP);
+        let told = managers[lead].refused(["manager", verb, &address]);
+        assert!(told.contains("has not agreed to do without its vote yet: let it run"), "{told}");
+        managers[silent].manager().signal(Signal::CONT);
+        if verb == "demote" {
+            assert!(told.contains("`manager ls` shows it as a learner"), "{told}");
+            comes_to(&managers[lead], &managers[gone], "{{.Role}}", "Learner");
+            managers[gone].stop(Signal::KILL);
+        } else {
+            assert!(told.contains("it stops by itself"), "{told}");
+            assert_eq!(managers[gone].manager().wait().code(), Some(1));
+        }
+        managers[silent].ok_with(["secret", "create", "without", "-"], b"v");
+    }
+}
+
 /// The connection to it is dead, and nothing but the question finds that out.
 #[test]
 fn a_manager_asks_one_that_was_restarted_on_a_new_connection() {

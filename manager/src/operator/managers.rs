@@ -56,7 +56,10 @@ pub(super) async fn promote(
         keys.map_err(|e| internal("cannot seal the cluster's keys", e))
     })?;
     shell.propose(by, Command::PromoteMember { id, keys }).await?;
-    settled(shell, by, id).await
+    // One that has to catch up first is shown as it is by then.
+    let votes = |raft: &RaftStatus| raft.members.get(&id).is_some_and(|(_, votes)| *votes);
+    shell.wait_raft(by, SETTLED, votes).await;
+    one(shell, by, id).await
 }
 
 pub(super) async fn demote(
@@ -67,7 +70,8 @@ pub(super) async fn demote(
     let id = find(shell, by, &request.object)?;
     let voters = spare(shell, by, id).await?;
     shell.propose(by, Command::DemoteMember { id, voters }).await?;
-    settled(shell, by, id).await
+    unneeded(shell, by, id, "demoted", "`manager ls` shows it as a learner").await?;
+    one(shell, by, id).await
 }
 
 pub(super) async fn remove(
@@ -79,14 +83,7 @@ pub(super) async fn remove(
     let node = shell.view(by, |state| state.members().get(&id).map(|member| member.node));
     let voters = spare(shell, by, id).await?;
     shell.propose(by, Command::RemoveMember { id, voters }).await?;
-    // Whoever is answered may switch it off. A manager sees its own vote go, but not itself.
-    let own = id == shell.own.member;
-    let left = |raft: &RaftStatus| raft.members.get(&id).is_none_or(|(_, votes)| own && !votes);
-    if !shell.wait_raft(by, SETTLED, left).await {
-        return Err(Status::deadline_exceeded(format!(
-            "manager {id} is removed, but a majority has not agreed to do without it yet: let it run until it stops by itself"
-        )));
-    }
+    unneeded(shell, by, id, "removed", "it stops by itself").await?;
     Ok(v1::Removed { id: node.map(|node| node.to_string()).unwrap_or_default() })
 }
 
@@ -135,15 +132,22 @@ fn is_reached(progress: &Progress) -> bool {
     progress.silent.is_some_and(|silent| silent < OUT_OF_REACH)
 }
 
-/// A member, once Raft's membership has followed, or as it is after a while.
-async fn settled<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<v1::ManagerInfo> {
-    let wanted = shell.view(by, |state| state.members().get(&id).is_some_and(|m| m.voter));
-    shell
-        .wait_raft(by, SETTLED, |raft| {
-            raft.members.get(&id).is_some_and(|(_, votes)| *votes == wanted)
-        })
-        .await;
-    one(shell, by, id).await
+/// Waits until Raft does without the vote of `id`, as whoever is answered may switch it off.
+async fn unneeded<A: Action>(
+    shell: &Shell,
+    by: &Authorized<A>,
+    id: u64,
+    done: &str,
+    until: &str,
+) -> Reply<()> {
+    // Not until it is no member: one that is removed does not see itself leave.
+    let left = |raft: &RaftStatus| raft.members.get(&id).is_none_or(|(_, votes)| !votes);
+    if shell.wait_raft(by, SETTLED, left).await {
+        return Ok(());
+    }
+    Err(Status::deadline_exceeded(format!(
+        "manager {id} is {done}, but a majority has not agreed to do without its vote yet: let it run until {until}"
+    )))
 }
 
 async fn one<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<v1::ManagerInfo> {
