@@ -2,7 +2,7 @@
 //! before anything is changed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyhole_proto::v1;
 use keyhole_state::{Command, Member, Rejected, State};
@@ -18,6 +18,8 @@ type Reply<T> = Result<T, Status>;
 
 /// How long a change of the membership may take until it is told as it is.
 const SETTLED: Duration = Duration::from_secs(5);
+/// Between two looks at who has answered; heartbeats are four times as far apart.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How many entries a follower may be behind and still count as being there.
 const NEARLY: u64 = 1000;
 
@@ -112,20 +114,37 @@ fn find<A: Action>(shell: &Shell, by: &Authorized<A>, text: &str) -> Reply<u64> 
 }
 
 /// Refuses if the cluster can't do without this member's vote; if it leads, another one does then. Who was to vote.
+///
+/// Only who has answered since counts as reached: one that has just been lost is not known to be out of reach yet.
 async fn spare<A: Action>(shell: &Shell, by: &Authorized<A>, id: u64) -> Reply<BTreeSet<u64>> {
-    let (_, progress) = shell.progress().await?;
-    let raft = shell.replica_status(by);
-    let voting = raft.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
-    let mut reached: BTreeSet<u64> =
-        progress.iter().filter(|(_, progress)| is_reached(progress)).map(|(id, _)| *id).collect();
-    reached.extend(raft.leader);
-    let voters = shell
-        .view(by, |state| state.quorum_without(id, &voting, &reached).map(|()| state.voters()));
-    let voters = voters.map_err(|e| rejected(&e))?;
-    if raft.leader == Some(id) {
-        shell.hand_over(0).await?;
+    let asked = Instant::now();
+    loop {
+        let since = asked.elapsed();
+        let (_, progress) = shell.progress().await?;
+        let raft = shell.replica_status(by);
+        let votes = |id: &u64| raft.members.get(id).is_some_and(|(_, votes)| *votes);
+        let voting: BTreeSet<u64> = raft.members.keys().copied().filter(votes).collect();
+        let silent = |id: &u64| progress.get(id).and_then(|other| other.silent).unwrap_or(since);
+        let reached =
+            progress.keys().filter(|id| silent(id) < since).chain(&raft.leader).copied().collect();
+        let voters = shell
+            .view(by, |state| state.quorum_without(id, &voting, &reached).map(|()| state.voters()));
+        match voters {
+            Ok(voters) => {
+                if raft.leader == Some(id) {
+                    shell.hand_over(0).await?;
+                }
+                return Ok(voters);
+            }
+            Err(refused) => {
+                let awaited = |id: &u64| !reached.contains(id) && silent(id) < OUT_OF_REACH;
+                if !voting.iter().any(awaited) {
+                    return Err(rejected(&refused));
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
-    Ok(voters)
 }
 
 fn is_reached(progress: &Progress) -> bool {
